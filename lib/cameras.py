@@ -1,0 +1,236 @@
+"""Camera models: pinhole, Fisheye62 and Fisheye624, and cameras placed in the world.
+
+A camera is immutable; its parameters may carry batch dimensions, which broadcast against those of the points:
+`camera[:, None].project(points)` projects points (cameras, n, 3). Camera axes are x right, y down, z forward, pixel
+centres lie at integer coordinates. Geometry is computed in the type of its input; use float64 where it matters.
+
+Source: `conventions.md` of the published data, Kannala & Brandt 2006 for the fisheye family.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lib.transforms import apply, invert
+
+Points = Float[Tensor, "*#batch 3"]
+Pixels = Float[Tensor, "*#batch 2"]
+
+
+@dataclass(frozen=True)
+class Camera:
+    """What all models share: image size, focal lengths, principal point, distortion (its meaning is the model's)."""
+
+    width: int
+    height: int
+    focal_px: Float[Tensor, "*batch 2"]
+    center_px: Float[Tensor, "*batch 2"]
+    distortion: Float[Tensor, "*batch parameters"]
+
+    num_distortion: ClassVar[int]
+    max_angle: ClassVar[float]
+    """Points further than this from the optical axis have no image."""
+
+    def __post_init__(self):
+        if self.distortion.shape[-1] != self.num_distortion:
+            raise ValueError(
+                f"{type(self).__name__} expects {self.num_distortion} distortion parameters, got {self.distortion.shape[-1]}"
+            )
+
+    def __getitem__(self, index) -> Camera:
+        """Index the batch dimensions of the parameters, as in `camera[0]` or `camera[:, None]`."""
+        index = index if isinstance(index, tuple) else (index,)
+        index = index if Ellipsis in index else (*index, ...)
+        return self._map(lambda parameter: parameter[(*index, slice(None))])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Camera:
+        """The same camera on another device or in another floating-point type."""
+        return self._map(lambda parameter: parameter.to(device, dtype))
+
+    def _map(self, change) -> Camera:
+        return replace(self, **{f.name: change(getattr(self, f.name)) for f in fields(self) if f.name not in ("width", "height")})
+
+    def project(self, points_camera: Points) -> Pixels:
+        """Pixels of points in camera coordinates; for points without an image see `sees`."""
+        return self._distort(points_camera) * self.focal_px + self.center_px
+
+    def unproject(self, pixels: Pixels) -> Points:
+        """Unit rays in camera coordinates whose projection is `pixels` to below 1e-9 px in float64.
+
+        NaN where the solver finds no ray: the pixel lies outside the range of the lens.
+        """
+        return self._undistort((pixels - self.center_px) / self.focal_px)
+
+    def contains(self, pixels: Pixels) -> Bool[Tensor, "*batch"]:
+        """Whether pixels lie between the centres of the image's corner pixels."""
+        x, y = pixels.unbind(-1)
+        return (x >= 0) & (x <= self.width - 1) & (y >= 0) & (y <= self.height - 1)
+
+    def sees(self, points_camera: Points) -> Bool[Tensor, "*batch"]:
+        """Whether points have an image inside the frame: within the range of the lens, projected inside the image."""
+        x, y, z = points_camera.unbind(-1)
+        in_range = torch.atan2(torch.hypot(x, y), z) < self.max_angle
+        return in_range & self.contains(self.project(points_camera))
+
+    def _distort(self, points_camera: Points) -> Pixels:
+        raise TypeError("Camera is abstract: use Pinhole, Fisheye62 or Fisheye624")
+
+    def _undistort(self, plane: Pixels) -> Points:
+        raise TypeError("Camera is abstract: use Pinhole, Fisheye62 or Fisheye624")
+
+
+@dataclass(frozen=True)
+class Pinhole(Camera):
+    """An ideal perspective camera."""
+
+    num_distortion: ClassVar[int] = 0
+    max_angle: ClassVar[float] = torch.pi / 2
+
+    @classmethod
+    def create(cls, size: int, focal_px: Float[Tensor, "*batch"]) -> Pinhole:
+        """A square camera of `size` pixels with its principal point at the image's centre."""
+        focal = torch.stack((focal_px, focal_px), dim=-1)
+        return cls(size, size, focal, torch.full_like(focal, (size - 1) / 2), focal.new_zeros(*focal.shape[:-1], 0))
+
+    @property
+    def matrix(self) -> Float[Tensor, "*batch 3 3"]:
+        """The intrinsics matrix K."""
+        matrix = torch.diag_embed(torch.cat((self.focal_px, torch.ones_like(self.focal_px[..., :1])), dim=-1))
+        matrix[..., :2, 2] = self.center_px
+        return matrix
+
+    def _distort(self, points_camera: Points) -> Pixels:
+        return points_camera[..., :2] / points_camera[..., 2:]
+
+    def _undistort(self, plane: Pixels) -> Points:
+        return torch.nn.functional.normalize(torch.cat((plane, torch.ones_like(plane[..., :1])), dim=-1), dim=-1)
+
+
+@dataclass(frozen=True)
+class Fisheye62(Camera):
+    """Equidistant fisheye with six radial and two tangential terms, k1..k6 p1 p2."""
+
+    num_distortion: ClassVar[int] = 8
+    max_angle: ClassVar[float] = torch.pi
+
+    def _distort(self, points_camera: Points) -> Pixels:
+        x, y, z = points_camera.unbind(-1)
+        radius = torch.hypot(x, y)
+        # theta / radius tends to 1 / z on the optical axis, where both vanish.
+        on_axis = radius < 1e-12 * z.abs()
+        theta = torch.atan2(radius, z)
+        scale = torch.where(on_axis, 1 / z, theta / torch.where(on_axis, 1, radius))
+        return self._lens(points_camera[..., :2] * scale[..., None])
+
+    def _lens(self, plane: Pixels) -> Pixels:
+        """Radial, tangential and thin-prism terms, applied to the point of the equidistant plane."""
+        k, (p1, p2) = self.distortion[..., :6], self.distortion[..., 6:8].unbind(-1)
+        rho2 = plane.square().sum(dim=-1).clamp(max=torch.pi**2)
+        radial = k[..., 5]
+        for order in (4, 3, 2, 1, 0):
+            radial = radial * rho2 + k[..., order]
+        bent = plane * (1 + radial * rho2)[..., None]
+        x, y = bent.unbind(-1)
+        s2 = x * x + y * y
+        prism_x, prism_y = self._prism(s2)
+        return torch.stack(
+            (
+                x + 2 * p2 * x * y + p1 * (s2 + 2 * x * x) + prism_x,
+                y + 2 * p1 * x * y + p2 * (s2 + 2 * y * y) + prism_y,
+            ),
+            dim=-1,
+        )
+
+    def _prism(self, s2: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        return 0.0, 0.0
+
+    def _undistort(self, plane: Pixels) -> Points:
+        equidistant = _invert_by_newton(self._lens, plane)
+        theta = torch.linalg.vector_norm(equidistant, dim=-1, keepdim=True)
+        outside = (theta > self.max_angle) | theta.isnan()
+        direction = equidistant * torch.where(theta < 1e-12, 1, torch.sin(theta) / theta.clamp(min=1e-12))
+        return torch.cat((direction, torch.cos(theta)), dim=-1).masked_fill(outside, torch.nan)
+
+
+@dataclass(frozen=True)
+class Fisheye624(Fisheye62):
+    """Fisheye62 with four thin-prism terms, k1..k6 p1 p2 s1..s4 (HOT3D, Aria, Quest 3)."""
+
+    num_distortion: ClassVar[int] = 12
+
+    def _prism(self, s2: Tensor) -> tuple[Tensor, Tensor]:
+        s1, s2_, s3, s4 = self.distortion[..., 8:].unbind(-1)
+        return s1 * s2 + s2_ * s2 * s2, s3 * s2 + s4 * s2 * s2
+
+
+def _invert_by_newton(function, target: Pixels, iterations: int = 50) -> Pixels:
+    """Solve function(x) = target for points of the plane by damped Newton steps; NaN where it does not converge."""
+    tolerance = 64 * torch.finfo(target.dtype).eps
+    point, residual = target, function(target) - target
+    for _ in range(iterations):
+        if not bool((residual.abs().amax(dim=-1) > tolerance).any()):
+            break
+        step = torch.linalg.solve(_jacobian(function, point), residual[..., None])[..., 0]
+        point, residual = _backtrack(function, target, point, residual, step)
+    converged = residual.abs().amax(dim=-1, keepdim=True) <= 16 * tolerance
+    return point.masked_fill(~converged, torch.nan)
+
+
+def _jacobian(function, point: Pixels) -> Float[Tensor, "*batch 2 2"]:
+    """d function / d point by two forward-mode products."""
+    columns = [torch.func.jvp(function, (point,), (torch.eye(2).to(point)[axis].expand_as(point),))[1] for axis in (0, 1)]
+    return torch.stack(columns, dim=-1)
+
+
+def _backtrack(function, target: Pixels, point: Pixels, residual: Pixels, step: Pixels) -> tuple[Pixels, Pixels]:
+    """The longest of the halved Newton steps that shrinks the residual of each point; else the point as it was."""
+    scale = torch.ones_like(point[..., :1])
+    size = residual.square().sum(dim=-1, keepdim=True)
+    for _ in range(12):
+        candidate = point - scale * step
+        candidate_residual = function(candidate) - target
+        better = candidate_residual.square().sum(dim=-1, keepdim=True) < size
+        if bool(better.all()):
+            break
+        scale = torch.where(better, scale, scale / 2)
+    return torch.where(better, candidate, point), torch.where(better, candidate_residual, residual)
+
+
+@dataclass(frozen=True)
+class PosedCamera:
+    """A camera (or a batch of them) placed in the world."""
+
+    camera: Camera
+    world_from_camera: Float[Tensor, "*batch 4 4"]
+
+    @property
+    def camera_from_world(self) -> Float[Tensor, "*batch 4 4"]:
+        return invert(self.world_from_camera)
+
+    def to_camera(self, points_world: Float[Tensor, "*#batch points 3"]) -> Float[Tensor, "*batch points 3"]:
+        """World points in the axes of the camera."""
+        return apply(self.camera_from_world, points_world)
+
+    def project(self, points_world: Float[Tensor, "*#batch points 3"]) -> Float[Tensor, "*batch points 2"]:
+        """Pixels of world points, one set of points per camera."""
+        return self.camera[..., None].project(self.to_camera(points_world))
+
+    def sees(self, points_world: Float[Tensor, "*#batch points 3"]) -> Bool[Tensor, "*batch points"]:
+        """Whether each world point has an image inside the frame and lies in front of the camera (z > 0)."""
+        points_camera = self.to_camera(points_world)
+        return self.camera[..., None].sees(points_camera) & (points_camera[..., 2] > 0)
+
+    def __getitem__(self, index) -> PosedCamera:
+        """Index the batch dimensions."""
+        index = index if isinstance(index, tuple) else (index,)
+        index = index if Ellipsis in index else (*index, ...)
+        pose = self.world_from_camera[(*index, slice(None), slice(None))]
+        return PosedCamera(self.camera[index], pose)
+
+
+MODELS = {model.__name__: model for model in (Pinhole, Fisheye62, Fisheye624)}

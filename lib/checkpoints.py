@@ -1,0 +1,112 @@
+"""Reading and writing network weights: our safetensors, and the published checkpoint that users bring."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lib.errors import InputError
+from lib.network import NetworkConfig, UmeTrack
+
+PUBLISHED_PREFIXES = {
+    "_feature_extractor._image_backbone.0._layers.0.": "backbone.stem.",
+    **{f"_feature_extractor._image_backbone.0._layers.{i}.": f"backbone.stages.{i - 1}." for i in (1, 2, 3, 4)},
+    "_feature_extractor._image_backbone.1.": "backbone.head.",
+    "_feature_extractor._multi_view_fusion.": "fusion.",
+    "_temporal._temporal_module.": "temporal.",
+    "_skeleton_enc._layers.": "skeleton_encoder.",
+    "_regressor_k._pose_regression_layers.": "regressor_known.layers.",
+    "_regressor_u._pose_regression_layers.": "regressor_unknown.layers.",
+}
+
+
+def load_network(path: Path) -> UmeTrack:
+    """The network in evaluation mode with the weights of a file: ours (.safetensors) or the published checkpoint.
+
+    Never unpickles anything but tensors. Raises InputError if the file is missing, is no state dict, or does not fit the
+    network it claims to be; the message lists the parameters concerned.
+    """
+    if not path.is_file():
+        raise InputError(f"no weights at {path}: expected a .safetensors file of this project or the published checkpoint")
+    config, weights = _read_safetensors(path) if path.suffix == ".safetensors" else (NetworkConfig(), _read_published(path))
+    with torch.device("meta"):
+        network = UmeTrack(config)
+    check_names_and_shapes(weights, network.state_dict(), source=path)
+    network = UmeTrack(config)
+    network.load_state_dict(weights)
+    return network.eval()
+
+
+def save_network(network: UmeTrack, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write weights and configuration to a .safetensors file, under its final name only when complete."""
+    metadata = {"network": json.dumps(asdict(network.config)), **(metadata or {})}
+    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+    write_atomically(path, lambda temporary: save_file(weights, temporary, metadata))
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with a temporary name beside `path` and rename the result; on failure nothing is left behind.
+
+    The temporary name keeps the suffix, by which many writers choose their format.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_names_and_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: Path) -> None:
+    """Raise InputError that lists every missing, unexpected or misshapen parameter."""
+    problems = [f"missing {name}" for name in expected if name not in weights]
+    problems += [f"unexpected {name}" for name in weights if name not in expected]
+    problems += [
+        f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if problems:
+        listing = "\n  ".join(problems)
+        raise InputError(f"{source} does not hold the weights of this network; {len(problems)} differences:\n  {listing}")
+
+
+def _read_safetensors(path: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        settings = json.loads(metadata["network"])
+        config = NetworkConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not a weights file of this project (safetensors with its network's configuration): {error}") from error
+    return config, {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+
+
+def _read_published(path: Path) -> dict[str, Tensor]:
+    """The published state dict under our names; unknown names stay as they are, for the message."""
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} is not a checkpoint that can be read safely (a pickled dictionary of tensors): {reason}") from error
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise InputError(f"{path} holds a {type(weights).__name__}, expected a dictionary from parameter names to tensors")
+    return {_our_name(name): value for name, value in weights.items()}
+
+
+def _our_name(published: str) -> str:
+    for theirs, ours in PUBLISHED_PREFIXES.items():
+        if published.startswith(theirs):
+            return published.replace(theirs, ours, 1).replace(".downsample.", ".shortcut.")
+    return published

@@ -1,0 +1,139 @@
+"""Perspective crops: virtual pinhole cameras that look at a hand, and the pictures they take (§3.1, Figure 3).
+
+A crop camera sits at the centre of a real camera. It shows every hand as a left hand: for a right hand its x axis is
+negated, so that its world_from_camera has determinant -1. Geometry is float64.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from lib.cameras import Pinhole, PosedCamera
+from lib.hands import RIGHT, HandModel
+from lib.network import CROP_SIZE
+from lib.transforms import apply, axis_angle_rotation, homogeneous, invert, mirror_x
+
+FILL = 0.95
+"""Share of the half-image that the crop points may use."""
+MIN_FOCAL_PX = 5.0
+MIN_LANDMARKS_SEEN = 19
+MAX_VIEWS = 2
+
+Angles = Float[Tensor, "*batch 22"]
+Poses = Float[Tensor, "*batch 4 4"]
+
+
+def crop_points(model: HandModel, joint_angles: Angles, world_from_wrist: Poses) -> Float[Tensor, "*batch 63 3"]:
+    """World points a crop must hold: the landmarks as posed, with mid-range joint angles and with the open hand.
+
+    `world_from_wrist` is the one that poses the left model (see `hands.for_hand`). Source: conventions of the published
+    code; §3.1 speaks of the tracked keypoints only.
+    """
+    postures = torch.stack(
+        torch.broadcast_tensors(joint_angles, model.mid_range_angles.to(joint_angles), torch.zeros_like(joint_angles)), dim=-2
+    )
+    return model.landmarks(postures, world_from_wrist[..., None, :, :]).flatten(-3, -2)
+
+
+def crop_cameras(
+    cameras: PosedCamera,
+    points_world: Float[Tensor, "hands points 3"],
+    hand: Int[Tensor, "hands"],
+    mounting_angle: Float[Tensor, "cameras"],
+    fill: float = FILL,
+    size: int = CROP_SIZE,
+) -> tuple[PosedCamera, Bool[Tensor, "hands cameras"]]:
+    """The crop camera of every hand in every camera, batch (hands, cameras), and whether it exists.
+
+    The optical axis is turned by the smallest rotation towards the centre of the points' world-aligned bounding box,
+    then rolled by the mounting angle (rad) of the camera. The focal length fits the points into `fill` of the image.
+    There is no crop camera where a point lies behind it or the focal length falls below 5 px. Source: §3.1.
+    """
+    box_center = (points_world.amin(dim=1) + points_world.amax(dim=1)) / 2
+    target = cameras[None].to_camera(box_center[:, None, None])[..., 0, :]
+    camera_from_aimed = aim(target) @ roll(mounting_angle)
+    world_from_crop = cameras.world_from_camera @ homogeneous(camera_from_aimed, torch.zeros_like(target))
+    world_from_crop = torch.where((hand == RIGHT)[:, None, None, None], mirror_x(world_from_crop), world_from_crop)
+    points = apply(invert(world_from_crop), points_world[:, None])
+    slope = (points[..., :2] / points[..., 2:]).abs().amax(dim=(-2, -1))
+    focal = fill * (size - 1) / 2 / slope
+    exists = (points[..., 2] > 0).all(dim=-1) & (focal >= MIN_FOCAL_PX)
+    return PosedCamera(Pinhole.create(size, focal), world_from_crop), exists
+
+
+def aim(target: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
+    """The smallest rotation that takes the optical axis (0, 0, 1) to the direction of `target`."""
+    x, y, z = torch.nn.functional.normalize(target, dim=-1).unbind(-1)
+    # Rodrigues with axis (-y, x, 0) / sin and cos = z; (1 - cos) / sin^2 = 1 / (1 + z) has no pole in front.
+    share = 1 / (1 + z)
+    rows = (1 - x * x * share, -x * y * share, x, -x * y * share, 1 - y * y * share, y, -x, -y, z)
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
+
+
+def roll(angle: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch 3 3"]:
+    """Rotation about the optical axis by `angle` (rad)."""
+    return axis_angle_rotation(torch.eye(3).to(angle)[2].expand(*angle.shape, 3), angle)
+
+
+def perturb(
+    crop: PosedCamera,
+    look_at: Float[Tensor, "*batch 2"],
+    roll_angle: Float[Tensor, "*batch"],
+    focal_scale: Float[Tensor, "*batch"],
+) -> PosedCamera:
+    """Crop cameras that look elsewhere by `look_at` (rad, about their y and x axes), rolled and zoomed.
+
+    The camera parameters stay true to the picture, which an affine warp of the image would not be. Source: §5.1, data
+    augmentation.
+    """
+    axis = torch.cat((torch.tan(look_at), torch.ones_like(look_at[..., :1])), dim=-1)
+    crop_from_perturbed = homogeneous(aim(axis) @ roll(roll_angle), torch.zeros_like(axis))
+    camera = Pinhole.create(crop.camera.width, crop.camera.focal_px[..., 0] * focal_scale)
+    return PosedCamera(camera, crop.world_from_camera @ crop_from_perturbed)
+
+
+def select_views(seen: Bool[Tensor, "hands cameras"]) -> Bool[Tensor, "hands cameras"]:
+    """The first two cameras by index among those that see a hand; the first of them is the reference camera."""
+    return seen & (seen.cumsum(dim=-1) <= MAX_VIEWS)
+
+
+def sees_hand(cameras: PosedCamera, landmarks_world: Float[Tensor, "hands 21 3"]) -> Bool[Tensor, "hands cameras"]:
+    """Whether at least 19 of a hand's 21 landmarks fall inside the image of a camera and lie in front of it."""
+    return cameras[None].sees(landmarks_world[:, None]).sum(dim=-1) >= MIN_LANDMARKS_SEEN
+
+
+def warp(
+    images: UInt8[np.ndarray, "crops height width"] | list[UInt8[np.ndarray, "height width"]],
+    sources: PosedCamera,
+    crops: PosedCamera,
+) -> UInt8[np.ndarray, "crops size size"]:
+    """What the crop cameras see: bilinear samples of one source image each, black outside it or behind its camera.
+
+    `sources` and `crops` are batches of one camera per crop with common centres. Deviation: OpenCV's fixed-point bilinear
+    weights, within one grey level of exact ones.
+    """
+    size = crops.camera.width
+    maps = _source_pixels(sources, crops).unflatten(1, (size, size)).numpy()
+    return np.stack(
+        [
+            cv2.remap(image, pixels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+            for image, pixels in zip(images, maps, strict=True)
+        ]
+    )
+
+
+def _source_pixels(sources: PosedCamera, crops: PosedCamera) -> Float[Tensor, "crops pixels 2"]:
+    """Where each pixel of each crop lies in its source image, float32; far outside if behind the source camera."""
+    size = crops.camera.width
+    axis = torch.arange(size, dtype=torch.float32)
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).flatten(0, 1)
+    camera = crops.camera.to(dtype=torch.float32)
+    rays = torch.nn.functional.pad((grid - camera.center_px[:, None]) / camera.focal_px[:, None], (0, 1), value=1.0)
+    source_from_crop = invert(sources.world_from_camera) @ crops.world_from_camera
+    rays = rays @ source_from_crop[:, :3, :3].mT.float()
+    pixels = sources.camera[:, None].to(dtype=torch.float32).project(rays)
+    return torch.where(rays[..., 2:] > 0, pixels, -1e4)
