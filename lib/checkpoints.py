@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lib.errors import InputError
+from lib.files import write_atomically
 from lib.network import NetworkConfig, UmeTrack
 
 PUBLISHED_PREFIXES = {
@@ -51,20 +51,6 @@ def save_network(network: UmeTrack, path: Path, metadata: Mapping[str, str] | No
     metadata = {"network": json.dumps(asdict(network.config)), **(metadata or {})}
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
     write_atomically(path, lambda temporary: save_file(weights, temporary, metadata))
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary name beside `path` and rename the result; on failure nothing is left behind.
-
-    The temporary name keeps the suffix, by which many writers choose their format.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_names_and_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: Path) -> None:

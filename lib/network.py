@@ -8,7 +8,7 @@ takes any mix of hands seen by one or two cameras. The temporal state is passed 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -68,6 +68,10 @@ class Crops:
     hand: Int[Tensor, "hands"]
     two_views: Bool[Tensor, "hands"]
 
+    def to(self, device: torch.device | str) -> Crops:
+        """The same crops on another device."""
+        return Crops(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
 
 @dataclass(frozen=True)
 class TemporalState:
@@ -96,6 +100,14 @@ class TemporalState:
     def __getitem__(self, hands: Int[Tensor, "chosen"]) -> TemporalState:
         """The state of some of the hands."""
         return TemporalState(self.memory[hands], self.camera_from_world[hands], self.tracked[hands])
+
+    def update(self, hands: Int[Tensor, "chosen"], state: TemporalState) -> TemporalState:
+        """This state with that of some hands replaced."""
+        return TemporalState(
+            self.memory.index_copy(0, hands, state.memory),
+            self.camera_from_world.index_copy(0, hands, state.camera_from_world),
+            self.tracked.index_copy(0, hands, state.tracked),
+        )
 
 
 @dataclass(frozen=True)

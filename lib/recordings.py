@@ -1,0 +1,158 @@
+"""Recordings in the public `raw_data` layout: read, checked, converted to metres once.
+
+A recording is a video of the four views side by side and a JSON file beside it with cameras, hand and labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from lib.cameras import Camera, Fisheye62, PosedCamera
+from lib.errors import InputError
+from lib.files import MM, describing, float64, hand_from_json, json_array, read_json
+from lib.hands import NUM_JOINTS, HandModel
+
+NUM_CAMERAS = 4
+_LIMITED_RANGE = np.clip((np.arange(256) - 16) * 255 // 219, 0, 255).astype(np.uint8)
+"""Luma of limited-range video to grey, truncated as the published decoding does (RGB, of which it takes one channel)."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Cameras, hand and labels of a recording; the images stay in the video. Metres, radians, float64.
+
+    A frame whose headset was not tracked has no labels. `world_from_wrist` holds stored, unmirrored transforms: pose the
+    right hand through `hands.for_hand`. `pinch` exists in recordings of this project only.
+    """
+
+    video: Path
+    camera: Camera
+    mounting_angles: Float[Tensor, "cameras"]
+    world_from_camera: Float[Tensor, "frames cameras 4 4"]
+    hand_model: HandModel
+    joint_angles: Float[Tensor, "frames 2 22"]
+    world_from_wrist: Float[Tensor, "frames 2 4 4"]
+    labelled: Bool[Tensor, "frames 2"]
+    pinch: Bool[Tensor, "frames 2"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.joint_angles)
+
+    def cameras(self, frame: int) -> PosedCamera:
+        """The cameras as placed in a frame."""
+        return PosedCamera(self.camera, self.world_from_camera[frame])
+
+    def images(self) -> Iterator[UInt8[np.ndarray, "cameras height width"]]:
+        """The views of every frame in order, decoded one at a time.
+
+        Raises InputError if the video is broken, has another size than the cameras, or another number of frames than
+        the labels.
+        """
+        count = 0
+        for count, frame in enumerate(decode_gray(self.video), start=1):
+            views = NUM_CAMERAS
+            expected = (self.camera.height, views * self.camera.width)
+            if frame.shape != expected:
+                raise InputError(
+                    f"{self.video} shows {frame.shape[1]}x{frame.shape[0]} pixels, but its json describes {views} views of "
+                    f"{self.camera.width}x{self.camera.height} side by side ({expected[1]}x{expected[0]})"
+                )
+            if count > len(self):
+                break
+            yield np.ascontiguousarray(frame.reshape(expected[0], views, -1).swapaxes(0, 1))
+        if count != len(self):
+            more = "more than " if count > len(self) else ""
+            raise InputError(
+                f"{self.video} holds {more}{min(count, len(self))} frames, but its json labels {len(self)}: "
+                "one of the two files is truncated or belongs to another recording"
+            )
+
+
+def decode_gray(video: Path) -> Iterator[UInt8[np.ndarray, "height width"]]:
+    """Grey frames of a video, decoded from its luma plane. Raises InputError if it cannot be read to the end."""
+    try:
+        with av.open(str(video)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            for frame in container.decode(stream):
+                plane = frame.planes[0]
+                luma = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+                full_range = frame.color_range == av.video.reformatter.ColorRange.JPEG or frame.format.name.startswith("yuvj")
+                yield luma if full_range or frame.format.name == "gray" else _LIMITED_RANGE[luma]
+    except (av.FFmpegError, IndexError, OSError) as error:
+        raise InputError(f"{video} is not a video that can be decoded to its end: {error}") from error
+
+
+def read_recording(video: Path) -> Recording:
+    """The recording of a video and of the JSON file of the same name beside it (`raw_data` layout).
+
+    Raises InputError for a missing or malformed file, an unknown camera model, a wrong number of cameras or arrays whose
+    lengths differ. NaN labels and frames with all-zero camera matrices count as unlabelled.
+    """
+    labels_path = video.with_suffix(".json")
+    for path in (video, labels_path):
+        if not path.is_file():
+            raise InputError(f"no file {path}: a recording is a video and a .json of the same name beside it")
+    labels = read_json(labels_path)
+    with describing(labels_path):
+        angles = json_array(labels, "joint_angles", (None, 2, NUM_JOINTS))
+        frames = len(angles)
+        wrists = json_array(labels, "wrist_transforms", (frames, 2, 4, 4))
+        confidences = json_array(labels, "hand_confidences", (frames, 2))
+        poses = json_array(labels, "camera_to_world_transforms", (frames, NUM_CAMERAS, 4, 4))
+        posed = torch.isfinite(poses).all(-1).all(-1) & (poses.abs().amax((-2, -1)) > 0)
+        labelled = (confidences > 0) & posed.all(dim=1, keepdim=True)
+        labelled &= torch.isfinite(angles).all(-1) & torch.isfinite(wrists).all(-1).all(-1) & (wrists.abs().amax((-2, -1)) > 0)
+        pinch = json_array(labels, "pinch", (frames, 2)) > 0 if "pinch" in labels else None
+        return Recording(
+            video=video,
+            camera=_fisheye62(labels),
+            mounting_angles=torch.deg2rad(json_array(labels, "camera_angles", (NUM_CAMERAS,))),
+            world_from_camera=_metres(_identity_where(poses, ~posed)),
+            hand_model=hand_from_json(labels["hand_model"]),
+            joint_angles=torch.where(labelled[..., None], angles, 0.0),
+            world_from_wrist=_metres(_identity_where(wrists, ~labelled)),
+            labelled=labelled,
+            pinch=pinch,
+        )
+
+
+def _fisheye62(labels: Mapping) -> Fisheye62:
+    """The cameras of a recording as one batch. k5 and k6 are zero where the file carries p3 and p4 in their place."""
+    stored = labels["cameras"]
+    if len(stored) != NUM_CAMERAS:
+        raise InputError(f"expected {NUM_CAMERAS} cameras, got {len(stored)}")
+    models = {camera["DistortionModel"] for camera in stored}
+    if models != {"FishEye62"}:
+        raise InputError(f"unknown camera models {sorted(models)}: a recording knows FishEye62")
+    width, height = _common_size([(camera["ImageSizeX"], camera["ImageSizeY"]) for camera in stored])
+
+    def column(*names: str) -> Tensor:
+        return float64([[camera[n] if n not in ("k5", "k6") else camera.get(n, 0.0) for n in names] for camera in stored])
+
+    distortion = column("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
+    return Fisheye62(width, height, column("fx", "fy"), column("cx", "cy"), distortion)
+
+
+def _common_size(sizes: Sequence[tuple[float, float]]) -> tuple[int, int]:
+    if len(set(sizes)) != 1:
+        raise InputError(f"the cameras of a recording must share one image size, got {sorted(set(sizes))}")
+    return int(sizes[0][0]), int(sizes[0][1])
+
+
+def _metres(transforms: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 4 4"]:
+    scale = torch.ones(4, 4, dtype=transforms.dtype)
+    scale[:3, 3] = 1 / MM
+    return transforms * scale
+
+
+def _identity_where(transforms: Float[Tensor, "*batch 4 4"], mask: Bool[Tensor, "*batch"]) -> Float[Tensor, "*batch 4 4"]:
+    return torch.where(mask[..., None, None], torch.eye(4, dtype=transforms.dtype), transforms)
