@@ -128,12 +128,12 @@ def warp(
 
 def _source_pixels(sources: PosedCamera, crops: PosedCamera) -> Float[Tensor, "crops pixels 2"]:
     """Where each pixel of each crop lies in its source image, float32; far outside if behind the source camera."""
-    size = crops.camera.width
-    axis = torch.arange(size, dtype=torch.float32)
-    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).flatten(0, 1)
     camera = crops.camera.to(dtype=torch.float32)
-    rays = torch.nn.functional.pad((grid - camera.center_px[:, None]) / camera.focal_px[:, None], (0, 1), value=1.0)
-    source_from_crop = invert(sources.world_from_camera) @ crops.world_from_camera
-    rays = rays @ source_from_crop[:, :3, :3].mT.float()
+    row, column = torch.meshgrid(*(torch.arange(size, dtype=torch.float32) for size in (camera.height, camera.width)), indexing="ij")
+    grid = torch.stack((column, row)).flatten(1)
+    slopes = (grid - camera.center_px[:, :, None]) / camera.focal_px[:, :, None]
+    rotation = (invert(sources.world_from_camera) @ crops.world_from_camera)[:, :3, :3].float()
+    # Coordinates lie in planes (crops, 3, pixels), which is what makes the projection fast; .mT is only a view.
+    rays = (rotation[:, :, :2] @ slopes + rotation[:, :, 2:]).mT
     pixels = sources.camera[:, None].to(dtype=torch.float32).project(rays)
     return torch.where(rays[..., 2:] > 0, pixels, -1e4)
