@@ -1,0 +1,127 @@
+# Every result of the study, from an empty machine: `make help` lists what there is to make.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PROFILE ?= reference
+BASE_PYTHON ?= python3
+
+BIN := .venv/bin
+PYTHON := $(BIN)/python
+INSTALLED := .venv/requirements.lock
+RESULTS := results/$(PROFILE)
+DATA := data/$(PROFILE)/test.stamp
+
+NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
+EXECUTED := $(NOTEBOOKS:%=$(RESULTS)/%)
+LIBRARY := $(shell find lib -type f -not -path '*/__pycache__/*')
+# What every notebook is made from, besides itself and the notebook before it.
+INPUTS := $(LIBRARY) $(INSTALLED)
+
+# One thread per core unless the caller knows better.
+export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),$(shell getconf _NPROCESSORS_ONLN))
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo 'PROFILE=smoke makes the toy size instead of PROFILE=reference.'
+
+# ---- environment ----------------------------------------------------------------------------------------------------
+
+# The copy of the lock file is written last: it says that all of it is installed. The .pth file lets notebooks import lib.
+$(INSTALLED): requirements.lock
+	@if command -v uv > /dev/null; then $(install_with_uv); else $(install_with_pip); fi
+	@pwd > "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/umetrack-study.pth"
+	@cp $< $@
+
+# uv does not read pip's settings: hand it the folders with wheels that pip is told about.
+FIND_LINKS = $(or $(PIP_FIND_LINKS),$(shell $(BASE_PYTHON) -m pip config get global.find-links 2> /dev/null))
+install_with_uv = uv venv --clear .venv && \
+	uv pip install --python $(PYTHON) $(addprefix --find-links ,$(FIND_LINKS)) --requirement $<
+
+install_with_pip = $(check_python) && \
+	{ $(BASE_PYTHON) -m venv --clear .venv || { echo 'On Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }; } && \
+	$(PYTHON) -m pip install --disable-pip-version-check --requirement $<
+
+check_python = { $(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \
+	echo 'Python 3.11 or newer is needed, but $(BASE_PYTHON) is' "$$($(BASE_PYTHON) --version 2> /dev/null || echo missing)." \
+	'Install one and name it (make BASE_PYTHON=python3.12 ...), or install uv.' >&2; exit 1; }; }
+
+.PHONY: lock
+lock: ## pin the newest versions that pyproject.toml allows (needs uv)
+	uv pip compile pyproject.toml --group dev --universal --fork-strategy fewest --no-annotate --quiet \
+		--custom-compile-command 'make lock' > lock.partial
+	grep -vE '^(nvidia-|cuda-|triton)' lock.partial > requirements.lock  # torch's CUDA build pins these itself
+	rm lock.partial
+
+# ---- study ----------------------------------------------------------------------------------------------------------
+
+.PHONY: study
+study: $(EXECUTED) ## run every notebook: all tables and figures of results/PROFILE
+
+# Each notebook waits for the one before it.
+$(foreach notebook,$(EXECUTED),$(eval $(notebook): $(previous))$(eval previous := $(notebook)))
+
+# The reference profile is what the notebooks' own parameters say.
+PARAMETERS := $(if $(filter-out reference,$(PROFILE)),-p profile $(PROFILE))
+PARTIAL = $(@:.ipynb=.partial.ipynb)
+VOLATILE := metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version
+
+# Executed under another name, freed of all that differs between two runs, then renamed: what is there is whole.
+$(RESULTS)/notebooks/%.ipynb: notebooks/%.ipynb $(INPUTS)
+	@echo "== $<"
+	@mkdir -p $(@D)
+	@TQDM_DISABLE=1 $(BIN)/papermill --cwd notebooks --kernel python3 --log-level WARNING $(PARAMETERS) $< $(PARTIAL)
+	@$(BIN)/jupyter nbconvert --to notebook --inplace --coalesce-streams --log-level WARN $(PARTIAL)
+	@$(BIN)/nbstripout --keep-output --keep-count --extra-keys '$(VOLATILE)' $(PARTIAL)
+	@mv $(PARTIAL) $@
+
+.PHONY: notebooks
+notebooks: study ## run the study and keep its notebooks, outputs included, as the ones to commit
+	$(if $(PARAMETERS),$(error only the reference profile's notebooks are committed))
+	cp -p $(EXECUTED) notebooks/
+
+.PHONY: smoke
+smoke: ## run the study at toy size
+	$(MAKE) study PROFILE=smoke
+
+.PHONY: data
+data: $(DATA) ## render the test recordings
+
+$(DATA): $(INSTALLED) $(filter lib/rendered/%,$(LIBRARY))
+	$(PYTHON) -m lib render --profile $(PROFILE) --split test --output $(@D)
+	@touch $@
+
+.PHONY: train
+train: $(INSTALLED) ## train every model of the study
+	$(PYTHON) -m lib train --profile $(PROFILE)
+
+# ---- checks ---------------------------------------------------------------------------------------------------------
+
+.PHONY: test lint test-library test-notebooks
+test: lint test-library test-notebooks ## check everything: lint, tests, and the notebooks' stored outputs
+
+lint: $(INSTALLED) ## check the code's form, in notebooks too
+	@echo '== lint'
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+test-library: $(INSTALLED)
+	@echo '== tests of the library'
+	@$(PYTHON) -m pytest
+
+# The stored outputs of cells tagged nbval-check-output must come out again; cells without the tag must run.
+test-notebooks: $(INSTALLED)
+	@echo '== stored outputs of the notebooks'
+	@TQDM_DISABLE=1 $(PYTHON) -m pytest --nbval-lax --nbval-current-env notebooks
+
+# ---- around it ------------------------------------------------------------------------------------------------------
+
+.PHONY: lab
+lab: $(INSTALLED) ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+.PHONY: clean
+clean: ## remove rendered data, executed notebooks and caches (the environment: rm -r .venv)
+	rm -rf data/*/ results/*/notebooks results/smoke .pytest_cache .ruff_cache
+	find lib tests notebooks -name __pycache__ -prune -exec rm -rf {} +
