@@ -9,7 +9,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Float32, Int, UInt8
 from torch import Tensor
 
 from lib.cameras import Pinhole, PosedCamera
@@ -116,17 +116,18 @@ def warp(
     `sources` and `crops` are batches of one camera per crop with common centres. Deviation: OpenCV's fixed-point bilinear
     weights, within one grey level of exact ones.
     """
-    size = crops.camera.width
-    maps = _source_pixels(sources, crops).unflatten(1, (size, size)).numpy()
-    return np.stack(
-        [
-            cv2.remap(image, pixels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
-            for image, pixels in zip(images, maps, strict=True)
-        ]
-    )
+    maps = source_pixels(sources, crops)
+    return np.stack([sample(image, pixels) for image, pixels in zip(images, maps, strict=True)])
 
 
-def _source_pixels(sources: PosedCamera, crops: PosedCamera) -> Float[Tensor, "crops pixels 2"]:
+def sample(
+    image: UInt8[np.ndarray, "height width"], pixels: Float32[np.ndarray, "rows columns 2"]
+) -> UInt8[np.ndarray, "rows columns"]:
+    """Bilinear samples of an image at pixels; black outside it."""
+    return cv2.remap(image, pixels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+
+
+def source_pixels(sources: PosedCamera, crops: PosedCamera) -> Float32[np.ndarray, "crops size size 2"]:
     """Where each pixel of each crop lies in its source image, float32; far outside if behind the source camera."""
     camera = crops.camera.to(dtype=torch.float32)
     row, column = torch.meshgrid(*(torch.arange(size, dtype=torch.float32) for size in (camera.height, camera.width)), indexing="ij")
@@ -136,4 +137,5 @@ def _source_pixels(sources: PosedCamera, crops: PosedCamera) -> Float[Tensor, "c
     # Coordinates lie in planes (crops, 3, pixels), which is what makes the projection fast; .mT is only a view.
     rays = (rotation[:, :, :2] @ slopes + rotation[:, :, 2:]).mT
     pixels = sources.camera[:, None].to(dtype=torch.float32).project(rays)
-    return torch.where(rays[..., 2:] > 0, pixels, -1e4)
+    pixels = torch.where(rays[..., 2:] > 0, pixels, -1e4)
+    return pixels.unflatten(1, (camera.height, camera.width)).numpy()

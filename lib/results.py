@@ -1,0 +1,37 @@
+"""Where the study's results go, and how they are written."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lib.files import write_atomically
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def results_folder(profile: str) -> Path:
+    """The folder that a run with this profile writes to; only that of `reference` is committed."""
+    return ROOT / "results" / profile
+
+
+def save_figure(figure: Figure, profile: str, name: str) -> None:
+    """Write figures/<name>.png and .svg; the same figure gives the same bytes."""
+    folder = results_folder(profile) / "figures"
+    write_atomically(folder / f"{name}.png", lambda path: figure.savefig(path, metadata={"Software": None}))
+    write_atomically(folder / f"{name}.svg", lambda path: figure.savefig(path, metadata={"Date": None}))
+
+
+def save_table(table: pd.DataFrame, profile: str, name: str) -> None:
+    """Write tables/<name>.csv."""
+    write_atomically(results_folder(profile) / "tables" / f"{name}.csv", lambda path: table.to_csv(path, index=False))
+
+
+def commit() -> str:
+    """The commit of the code that runs, marked if files differ from it; 'unknown' outside a git checkout."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    return run.stdout.strip() if run.returncode == 0 else "unknown"
