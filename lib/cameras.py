@@ -39,13 +39,14 @@ class Camera:
     def __post_init__(self):
         if self.distortion.shape[-1] != self.num_distortion:
             raise ValueError(
-                f"{type(self).__name__} expects {self.num_distortion} distortion parameters, got {self.distortion.shape[-1]}"
+                f"{type(self).__name__} expects {self.num_distortion} distortion parameters, "
+                f"got {self.distortion.shape[-1]}"
             )
 
     def __getitem__(self, index) -> Camera:
         """Index the batch dimensions of the parameters, as in `camera[0]` or `camera[:, None]`."""
         index = index if isinstance(index, tuple) else (index,)
-        index = index if Ellipsis in index else (*index, ...)
+        index = index if any(part is Ellipsis for part in index) else (*index, ...)
         return self._map(lambda parameter: parameter[(*index, slice(None))])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Camera:
@@ -53,7 +54,9 @@ class Camera:
         return self._map(lambda parameter: parameter.to(device, dtype))
 
     def _map(self, change) -> Camera:
-        return replace(self, **{f.name: change(getattr(self, f.name)) for f in fields(self) if f.name not in ("width", "height")})
+        return replace(
+            self, **{f.name: change(getattr(self, f.name)) for f in fields(self) if f.name not in ("width", "height")}
+        )
 
     def project(self, points_camera: Points) -> Pixels:
         """Pixels of points in camera coordinates; for points without an image see `sees`."""
@@ -182,9 +185,9 @@ def _invert_by_newton(function, target: Pixels, iterations: int = 50) -> Pixels:
 
 
 def _jacobian(function, point: Pixels) -> Float[Tensor, "*batch 2 2"]:
-    """d function / d point by two forward-mode products."""
-    columns = [torch.func.jvp(function, (point,), (torch.eye(2).to(point)[axis].expand_as(point),))[1] for axis in (0, 1)]
-    return torch.stack(columns, dim=-1)
+    """d function / d point, row by row."""
+    _, gradient = torch.func.vjp(function, point)
+    return torch.stack([gradient(unit.expand_as(point))[0] for unit in torch.eye(2).to(point)], dim=-2)
 
 
 def _backtrack(function, target: Pixels, point: Pixels, residual: Pixels, step: Pixels) -> tuple[Pixels, Pixels]:
@@ -228,9 +231,6 @@ class PosedCamera:
     def __getitem__(self, index) -> PosedCamera:
         """Index the batch dimensions."""
         index = index if isinstance(index, tuple) else (index,)
-        index = index if Ellipsis in index else (*index, ...)
+        index = index if any(part is Ellipsis for part in index) else (*index, ...)
         pose = self.world_from_camera[(*index, slice(None), slice(None))]
         return PosedCamera(self.camera[index], pose)
-
-
-MODELS = {model.__name__: model for model in (Pinhole, Fisheye62, Fisheye624)}

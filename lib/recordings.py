@@ -17,20 +17,20 @@ from torch import Tensor
 
 from lib.cameras import Camera, Fisheye62, PosedCamera
 from lib.errors import InputError
-from lib.files import MM, describing, float64, hand_from_json, json_array, read_json
+from lib.files import MM, describing, float64, hand_from_json, hand_to_json, json_array, read_json
 from lib.hands import NUM_JOINTS, HandModel
 
 NUM_CAMERAS = 4
 _LIMITED_RANGE = np.clip((np.arange(256) - 16) * 255 // 219, 0, 255).astype(np.uint8)
-"""Luma of limited-range video to grey, truncated as the published decoding does (RGB, of which it takes one channel)."""
+"""Luma of limited-range video to grey, truncated as the published decoding does (one channel of its RGB)."""
 
 
 @dataclass(frozen=True)
 class Recording:
     """Cameras, hand and labels of a recording; the images stay in the video. Metres, radians, float64.
 
-    A frame whose headset was not tracked has no labels. `world_from_wrist` holds stored, unmirrored transforms: pose the
-    right hand through `hands.for_hand`. `pinch` exists in recordings of this project only.
+    A frame whose headset was not tracked has no labels. `world_from_wrist` holds stored, unmirrored transforms: pose
+    the right hand through `hands.for_hand`. `pinch` exists in recordings of this project only.
     """
 
     video: Path
@@ -62,8 +62,8 @@ class Recording:
             expected = (self.camera.height, views * self.camera.width)
             if frame.shape != expected:
                 raise InputError(
-                    f"{self.video} shows {frame.shape[1]}x{frame.shape[0]} pixels, but its json describes {views} views of "
-                    f"{self.camera.width}x{self.camera.height} side by side ({expected[1]}x{expected[0]})"
+                    f"{self.video} shows {frame.shape[1]}x{frame.shape[0]} pixels, but its json describes {views} "
+                    f"views of {self.camera.width}x{self.camera.height} side by side ({expected[1]}x{expected[0]})"
                 )
             if count > len(self):
                 break
@@ -85,7 +85,9 @@ def decode_gray(video: Path) -> Iterator[UInt8[np.ndarray, "height width"]]:
             for frame in container.decode(stream):
                 plane = frame.planes[0]
                 luma = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
-                full_range = frame.color_range == av.video.reformatter.ColorRange.JPEG or frame.format.name.startswith("yuvj")
+                full_range = frame.color_range == av.video.reformatter.ColorRange.JPEG or frame.format.name.startswith(
+                    "yuvj"
+                )
                 yield luma if full_range or frame.format.name == "gray" else _LIMITED_RANGE[luma]
     except (av.FFmpegError, IndexError, OSError) as error:
         raise InputError(f"{video} is not a video that can be decoded to its end: {error}") from error
@@ -94,8 +96,8 @@ def decode_gray(video: Path) -> Iterator[UInt8[np.ndarray, "height width"]]:
 def read_recording(video: Path) -> Recording:
     """The recording of a video and of the JSON file of the same name beside it (`raw_data` layout).
 
-    Raises InputError for a missing or malformed file, an unknown camera model, a wrong number of cameras or arrays whose
-    lengths differ. NaN labels and frames with all-zero camera matrices count as unlabelled.
+    Raises InputError for a missing or malformed file, an unknown camera model, a wrong number of cameras or arrays
+    whose lengths differ. NaN labels and frames with all-zero camera matrices count as unlabelled.
     """
     labels_path = video.with_suffix(".json")
     for path in (video, labels_path):
@@ -110,19 +112,42 @@ def read_recording(video: Path) -> Recording:
         poses = json_array(labels, "camera_to_world_transforms", (frames, NUM_CAMERAS, 4, 4))
         posed = torch.isfinite(poses).all(-1).all(-1) & (poses.abs().amax((-2, -1)) > 0)
         labelled = (confidences > 0) & posed.all(dim=1, keepdim=True)
-        labelled &= torch.isfinite(angles).all(-1) & torch.isfinite(wrists).all(-1).all(-1) & (wrists.abs().amax((-2, -1)) > 0)
+        labelled &= (
+            torch.isfinite(angles).all(-1) & torch.isfinite(wrists).all(-1).all(-1) & (wrists.abs().amax((-2, -1)) > 0)
+        )
         pinch = json_array(labels, "pinch", (frames, 2)) > 0 if "pinch" in labels else None
         return Recording(
             video=video,
             camera=_fisheye62(labels),
             mounting_angles=torch.deg2rad(json_array(labels, "camera_angles", (NUM_CAMERAS,))),
-            world_from_camera=_metres(_identity_where(poses, ~posed)),
+            world_from_camera=_scaled(_identity_where(poses, ~posed), 1 / MM),
             hand_model=hand_from_json(labels["hand_model"]),
             joint_angles=torch.where(labelled[..., None], angles, 0.0),
-            world_from_wrist=_metres(_identity_where(wrists, ~labelled)),
+            world_from_wrist=_scaled(_identity_where(wrists, ~labelled), 1 / MM),
             labelled=labelled,
             pinch=pinch,
         )
+
+
+def labels_to_json(recording: Recording) -> dict:
+    """The labels of a recording in the `raw_data` layout (mm, degrees); the inverse of what `read_recording` reads."""
+    camera = recording.camera
+    names = ("fx", "fy", "cx", "cy", *_FISHEYE62_NAMES)
+    parameters = torch.cat((camera.focal_px, camera.center_px, camera.distortion), dim=1).tolist()
+    fixed = {"ImageSizeX": camera.width, "ImageSizeY": camera.height, "DistortionModel": "FishEye62"}
+    labels = {
+        "cameras": [fixed | dict(zip(names, row, strict=True)) for row in parameters],
+        "camera_angles": torch.rad2deg(recording.mounting_angles).tolist(),
+        "hand_model": hand_to_json(recording.hand_model),
+        "joint_angles": recording.joint_angles.tolist(),
+        "wrist_transforms": _scaled(recording.world_from_wrist, MM).tolist(),
+        "hand_confidences": recording.labelled.double().tolist(),
+        "camera_to_world_transforms": _scaled(recording.world_from_camera, MM).tolist(),
+    }
+    return labels if recording.pinch is None else labels | {"pinch": recording.pinch.int().tolist()}
+
+
+_FISHEYE62_NAMES = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
 
 
 def _fisheye62(labels: Mapping) -> Fisheye62:
@@ -136,9 +161,11 @@ def _fisheye62(labels: Mapping) -> Fisheye62:
     width, height = _common_size([(camera["ImageSizeX"], camera["ImageSizeY"]) for camera in stored])
 
     def column(*names: str) -> Tensor:
-        return float64([[camera[n] if n not in ("k5", "k6") else camera.get(n, 0.0) for n in names] for camera in stored])
+        return float64(
+            [[camera[n] if n not in ("k5", "k6") else camera.get(n, 0.0) for n in names] for camera in stored]
+        )
 
-    distortion = column("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
+    distortion = column(*_FISHEYE62_NAMES)
     return Fisheye62(width, height, column("fx", "fy"), column("cx", "cy"), distortion)
 
 
@@ -148,11 +175,14 @@ def _common_size(sizes: Sequence[tuple[float, float]]) -> tuple[int, int]:
     return int(sizes[0][0]), int(sizes[0][1])
 
 
-def _metres(transforms: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 4 4"]:
+def _scaled(transforms: Float[Tensor, "*batch 4 4"], factor: float) -> Float[Tensor, "*batch 4 4"]:
+    """Transforms whose translations are in another unit."""
     scale = torch.ones(4, 4, dtype=transforms.dtype)
-    scale[:3, 3] = 1 / MM
+    scale[:3, 3] = factor
     return transforms * scale
 
 
-def _identity_where(transforms: Float[Tensor, "*batch 4 4"], mask: Bool[Tensor, "*batch"]) -> Float[Tensor, "*batch 4 4"]:
+def _identity_where(
+    transforms: Float[Tensor, "*batch 4 4"], mask: Bool[Tensor, "*batch"]
+) -> Float[Tensor, "*batch 4 4"]:
     return torch.where(mask[..., None, None], torch.eye(4, dtype=transforms.dtype), transforms)

@@ -1,0 +1,136 @@
+"""The training cache: every labelled hand of a sequence as rectified crops with a margin, ready to be augmented.
+
+A crop camera of the cache has the focal length of the network's crop but `CACHE_SIZE` pixels, so that a camera which
+looks a little elsewhere, rolls or zooms (`crops.perturb`) still finds its picture inside. Two files per sequence: the
+pictures (`.npy`, to be memory-mapped) and the labels (`.npz`, written last: it marks a complete sequence).
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int64, UInt8
+from torch import Tensor
+
+from lib.cameras import Pinhole, PosedCamera
+from lib.crops import MAX_VIEWS, crop_cameras, crop_points, sample, sees_hand, select_views, source_pixels
+from lib.errors import InputError
+from lib.files import write_atomically
+from lib.hands import LANDMARKS, HandModel, for_hand
+from lib.recordings import Recording
+
+CACHE_SIZE = 128
+Region = tuple[int, int, int, int]
+PictureSource = Callable[[int, int, Region], UInt8[np.ndarray, "height width"]]
+"""The picture of (frame, camera) inside the region (x0, y0, x1, y1), x1 and y1 exclusive."""
+_SKELETON = (
+    "joint_rotation_axes", "joint_rest_positions", "joint_limits", "landmark_rest_positions", "landmark_bone_weights"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CropSequence:
+    """Crops and labels of one sequence. Metres, radians; transforms as in `Recording` and `crops.crop_cameras`.
+
+    `views` counts the crops of a hand in a frame; the first is the reference view. Where there are fewer than two,
+    pictures and cameras of the missing ones are zero and identity.
+    """
+
+    images: UInt8[np.ndarray, "frames 2 {MAX_VIEWS} size size"]
+    views: Int64[np.ndarray, "frames 2"]
+    focal_px: Float32[np.ndarray, "frames 2 {MAX_VIEWS}"]
+    world_from_crop: Float32[np.ndarray, "frames 2 {MAX_VIEWS} 4 4"]
+    joint_angles: Float32[np.ndarray, "frames 2 22"]
+    world_from_wrist: Float32[np.ndarray, "frames 2 4 4"]
+    pinch: Bool[np.ndarray, "frames 2"]
+    hand_model: HandModel
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def save(self, path: Path) -> None:
+        """Write `path`.npy and .npz, each under its final name only when complete."""
+        arrays = {name: getattr(self, name) for name in _LABELS}
+        arrays |= {name: getattr(self.hand_model, name).float().numpy() for name in _SKELETON}
+        write_atomically(path.with_suffix(".npy"), lambda temporary: np.save(temporary, self.images))
+        write_atomically(path.with_suffix(".npz"), lambda temporary: np.savez(temporary, **arrays))
+
+    @staticmethod
+    def load(path: Path) -> CropSequence:
+        """Map `path`.npy into memory and read its labels. Raises InputError if a file is missing, broken or does not fit."""
+        try:
+            images = np.load(path.with_suffix(".npy"), mmap_mode="r")
+            with np.load(path.with_suffix(".npz")) as stored:
+                labels = {name: stored[name] for name in _LABELS}
+                skeleton = {name: torch.from_numpy(stored[name]) for name in _SKELETON}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path}.npy and .npz are not a complete sequence of crops: {error}; render it again") from error
+        frames = labels["views"].shape
+        if images.shape[:2] != frames or images.shape[2:3] != (MAX_VIEWS,) or images.dtype != np.uint8:
+            raise InputError(f"{path}.npy has shape {images.shape}, expected {(*frames, MAX_VIEWS)} pictures as its labels say")
+        return CropSequence(images=images, **labels, hand_model=HandModel(**skeleton))
+
+
+_LABELS = ("views", "focal_px", "world_from_crop", "joint_angles", "world_from_wrist", "pinch")
+
+
+def crop_sequence(recording: Recording, picture: PictureSource) -> CropSequence:
+    """Crops of every labelled hand that at least one camera sees, from the pictures that `picture` gives."""
+    frames = len(recording)
+    images = np.zeros((frames, 2, MAX_VIEWS, CACHE_SIZE, CACHE_SIZE), np.uint8)
+    focal_px = np.ones((frames, 2, MAX_VIEWS), np.float32)
+    world_from_crop = np.tile(np.eye(4, dtype=np.float32), (frames, 2, MAX_VIEWS, 1, 1))
+    views = np.zeros((frames, 2), np.int64)
+    for frame in range(frames):
+        chosen, crop = _choose_crops(recording, frame)
+        hands, cameras = (index.numpy() for index in chosen.nonzero(as_tuple=True))
+        order = chosen.cumsum(dim=1).numpy()[hands, cameras] - 1
+        views[frame] = chosen.sum(dim=1).numpy()
+        if not len(hands):
+            continue
+        crop = crop[hands, cameras]
+        focal_px[frame, hands, order] = crop.camera.focal_px[:, 0].numpy()
+        world_from_crop[frame, hands, order] = crop.world_from_camera.numpy()
+        maps = source_pixels(recording.cameras(frame)[cameras], crop)
+        for hand, view, camera, pixels in zip(hands, order, cameras, maps, strict=True):
+            images[frame, hand, view] = _take(recording, pixels, lambda region: picture(frame, camera, region))
+    return CropSequence(
+        images=images,
+        views=views,
+        focal_px=focal_px,
+        world_from_crop=world_from_crop,
+        joint_angles=recording.joint_angles.float().numpy(),
+        world_from_wrist=recording.world_from_wrist.float().numpy(),
+        pinch=np.zeros((frames, 2), bool) if recording.pinch is None else recording.pinch.numpy(),
+        hand_model=recording.hand_model,
+    )
+
+
+def _choose_crops(recording: Recording, frame: int) -> tuple[Bool[Tensor, "2 cameras"], PosedCamera]:
+    """The views that are cached in a frame, and all crop cameras (2, cameras), enlarged to `CACHE_SIZE`."""
+    hands, cameras = torch.arange(2), recording.cameras(frame)
+    world_from_wrist = for_hand(recording.world_from_wrist[frame], hands)
+    points = crop_points(recording.hand_model, recording.joint_angles[frame], world_from_wrist)
+    crop, exists = crop_cameras(cameras, points, hands, recording.mounting_angles)
+    seen = sees_hand(cameras, points[:, : len(LANDMARKS)]) & exists & recording.labelled[frame][:, None]
+    return select_views(seen), PosedCamera(Pinhole.create(CACHE_SIZE, crop.camera.focal_px[..., 0]), crop.world_from_camera)
+
+
+def _take(
+    recording: Recording,
+    pixels: Float32[np.ndarray, "size size 2"],
+    picture: Callable[[Region], UInt8[np.ndarray, "height width"]],
+) -> UInt8[np.ndarray, "size size"]:
+    """One crop, for which only the part of the picture that it samples is asked for."""
+    width, height = recording.camera.width, recording.camera.height
+    inside = pixels[(pixels > -1).all(axis=-1) & (pixels < (width, height)).all(axis=-1)]
+    (x0, y0), (x1, y1) = np.floor(inside.min(axis=0)).clip(0).astype(int), np.ceil(inside.max(axis=0)).astype(int) + 1
+    region = (int(x0), int(y0), min(int(x1), width), min(int(y1), height))
+    canvas = np.zeros((height, width), np.uint8)
+    canvas[region[1] : region[3], region[0] : region[2]] = picture(region)
+    return sample(canvas, pixels)
