@@ -1,0 +1,1 @@
+"""The rendered dataset: hand, motion, cameras and pictures, made by this project alone (spec: rendered dataset)."""
