@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -11,12 +12,16 @@ import torch
 from lib.benchmarks import benchmark_tracking
 from lib.checkpoints import load_network
 from lib.errors import InputError
+from lib.experiments import EXPERIMENTS, train_experiment
 from lib.files import read_hand
 from lib.metrics import auc, mpjpa, mpjpe, pck
 from lib.network import UmeTrack
 from lib.overlay import write_overlay
 from lib.recordings import read_recording
+from lib.rendered.shape import generic_hand
+from lib.results import ROOT
 from lib.tracking import CALIBRATION_SAMPLES, Tracker, Tracks
+from lib.training import process_group
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def track(options: argparse.Namespace) -> None:
     """Track a recording, save the result, print the metrics."""
+    for path in (options.output, options.overlay):
+        if path is not None and path.is_dir():
+            raise InputError(f"{path} is a folder, expected the name of a file to write")
     recording = read_recording(options.recording)
     tracker = Tracker(load_network(options.weights), options.device)
     if options.skeleton == "known":
@@ -44,6 +52,31 @@ def track(options: argparse.Namespace) -> None:
         write_overlay(recording, tracks, options.overlay)
     tracks.save(options.output)
     print(describe(tracks))
+
+
+def render(options: argparse.Namespace) -> None:
+    """Render a split of the dataset, or what is missing of it."""
+    from lib.rendered.dataset import PROFILES, render_dataset
+
+    if options.profile not in PROFILES:
+        raise InputError(f"no profile {options.profile}; there are {', '.join(PROFILES)}")
+    for split in ("train", "test") if options.split is None else (options.split,):
+        print(render_dataset(PROFILES[options.profile], split, options.output, options.workers, options.scale))
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train an experiment, or go on with it."""
+    with process_group(options.device):
+        train_experiment(
+            options.experiment,
+            options.profile,
+            options.data or ROOT / "data" / options.profile,
+            generic_hand(),
+            options.device,
+            options.minutes,
+            options.resume,
+            options.compile,
+        )
 
 
 def describe(tracks: Tracks) -> str:
@@ -77,12 +110,36 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("track", help="track the hands of a recording and compare them with its labels")
     command.set_defaults(run=track)
     command.add_argument("recording", type=Path, help="video of four views, its .json beside it (raw_data layout)")
-    command.add_argument("--weights", type=Path, required=True, help=".safetensors of this project or the published checkpoint")
+    command.add_argument(
+        "--weights", type=Path, required=True, help=".safetensors of this project or the published checkpoint"
+    )
     command.add_argument("--skeleton", choices=("known", "unknown"), default="known")
-    command.add_argument("--generic-hand", type=Path, help="JSON of the hand whose scale is calibrated (unknown skeleton)")
+    command.add_argument(
+        "--generic-hand", type=Path, help="JSON of the hand whose scale is calibrated (unknown skeleton)"
+    )
     command.add_argument("--calibration-samples", type=_positive, default=CALIBRATION_SAMPLES, metavar="N")
     command.add_argument("--output", type=Path, required=True, help=".npz of tracked and true keypoints (mm, world)")
     command.add_argument("--overlay", type=Path, help=".mp4 with the tracked hands drawn on the views")
+    command.add_argument("--device", type=_device, default=device)
+
+    command = commands.add_parser("render", help="render the dataset: test recordings and the training cache")
+    command.set_defaults(run=render)
+    command.add_argument("--profile", default="reference", help="smoke or reference")
+    command.add_argument(
+        "--output", type=Path, required=True, help="folder of the dataset; what it holds already is kept"
+    )
+    command.add_argument("--split", choices=("train", "test"), help="default: both")
+    command.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes (default: one per core)")
+    command.add_argument("--scale", type=float, default=1.0, help="sequences per user, as a multiple of the profile's")
+
+    command = commands.add_parser("train", help="train an experiment; several processes by torchrun")
+    command.set_defaults(run=train)
+    command.add_argument("experiment", help=f"one of {', '.join(EXPERIMENTS)}")
+    command.add_argument("--profile", default="reference", help="smoke or reference")
+    command.add_argument("--data", type=Path, help="folder of the rendered dataset (default: data/PROFILE)")
+    command.add_argument("--minutes", type=float, help="train as long as this takes, instead of the profile's steps")
+    command.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    command.add_argument("--compile", action=argparse.BooleanOptionalAction, help="compile the backbone")
     command.add_argument("--device", default=device)
 
     command = commands.add_parser("benchmark", help="time the stages of the tracker")
@@ -92,12 +149,19 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--weights", type=Path, help="default: the published network with random weights")
     command.add_argument("--repeats", type=_positive, default=5, help="passes over the recording")
     command.add_argument("--threads", type=_positive, help="CPU threads (default: as torch chooses)")
-    command.add_argument("--device", default=device)
+    command.add_argument("--device", type=_device, default=device)
     return parser
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text}")
-    return value
+    return int(text)
+
+
+def _device(text: str) -> str:
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"no device {text} here: {str(error).splitlines()[0]}") from error
+    return text

@@ -10,6 +10,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +42,10 @@ class CropSequence:
     pictures and cameras of the missing ones are zero and identity.
     """
 
-    images: UInt8[np.ndarray, "frames 2 {MAX_VIEWS} size size"]
+    images: UInt8[np.ndarray, "frames 2 2 size size"]
     views: Int64[np.ndarray, "frames 2"]
-    focal_px: Float32[np.ndarray, "frames 2 {MAX_VIEWS}"]
-    world_from_crop: Float32[np.ndarray, "frames 2 {MAX_VIEWS} 4 4"]
+    focal_px: Float32[np.ndarray, "frames 2 2"]
+    world_from_crop: Float32[np.ndarray, "frames 2 2 4 4"]
     joint_angles: Float32[np.ndarray, "frames 2 22"]
     world_from_wrist: Float32[np.ndarray, "frames 2 4 4"]
     pinch: Bool[np.ndarray, "frames 2"]
@@ -62,17 +63,21 @@ class CropSequence:
 
     @staticmethod
     def load(path: Path) -> CropSequence:
-        """Map `path`.npy into memory and read its labels. Raises InputError if a file is missing, broken or does not fit."""
+        """Map `path`.npy into memory, read its labels. Raises InputError if a file is missing or broken or misfits."""
         try:
             images = np.load(path.with_suffix(".npy"), mmap_mode="r")
             with np.load(path.with_suffix(".npz")) as stored:
                 labels = {name: stored[name] for name in _LABELS}
                 skeleton = {name: torch.from_numpy(stored[name]) for name in _SKELETON}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path}.npy and .npz are not a complete sequence of crops: {error}; render it again") from error
+            raise InputError(
+                f"{path}.npy and .npz are not a complete sequence of crops: {error}; render it again"
+            ) from error
         frames = labels["views"].shape
         if images.shape[:2] != frames or images.shape[2:3] != (MAX_VIEWS,) or images.dtype != np.uint8:
-            raise InputError(f"{path}.npy has shape {images.shape}, expected {(*frames, MAX_VIEWS)} pictures as its labels say")
+            raise InputError(
+                f"{path}.npy has shape {images.shape}, expected {(*frames, MAX_VIEWS)} pictures as its labels say"
+            )
         return CropSequence(images=images, **labels, hand_model=HandModel(**skeleton))
 
 
@@ -98,7 +103,7 @@ def crop_sequence(recording: Recording, picture: PictureSource) -> CropSequence:
         world_from_crop[frame, hands, order] = crop.world_from_camera.numpy()
         maps = source_pixels(recording.cameras(frame)[cameras], crop)
         for hand, view, camera, pixels in zip(hands, order, cameras, maps, strict=True):
-            images[frame, hand, view] = _take(recording, pixels, lambda region: picture(frame, camera, region))
+            images[frame, hand, view] = _take(recording, pixels, partial(picture, frame, int(camera)))
     return CropSequence(
         images=images,
         views=views,
@@ -118,7 +123,9 @@ def _choose_crops(recording: Recording, frame: int) -> tuple[Bool[Tensor, "2 cam
     points = crop_points(recording.hand_model, recording.joint_angles[frame], world_from_wrist)
     crop, exists = crop_cameras(cameras, points, hands, recording.mounting_angles)
     seen = sees_hand(cameras, points[:, : len(LANDMARKS)]) & exists & recording.labelled[frame][:, None]
-    return select_views(seen), PosedCamera(Pinhole.create(CACHE_SIZE, crop.camera.focal_px[..., 0]), crop.world_from_camera)
+    return select_views(seen), PosedCamera(
+        Pinhole.create(CACHE_SIZE, crop.camera.focal_px[..., 0]), crop.world_from_camera
+    )
 
 
 def _take(

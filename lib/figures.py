@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 
@@ -18,7 +16,7 @@ from matplotlib.ticker import MultipleLocator
 from torch import Tensor
 
 from lib.cameras import PosedCamera
-from lib.crops import crop_cameras, crop_points, warp
+from lib.crops import crop_cameras, crop_points, perturb, warp
 from lib.errors import InputError
 from lib.hands import LANDMARKS, SKELETON_EDGES, for_hand
 from lib.recordings import Recording
@@ -141,7 +139,7 @@ def draw_landmarks(axes: Axes, pixels: Float[Tensor, "21 2"], hand: int, linewid
 
 
 def draw_frustum(axes: Axes, camera: PosedCamera, depth: float, color: str, corners: Float[Tensor, "4 2"]) -> None:
-    """A camera in a 3D plot (x right, z forward, -y up) as a pyramid through the given corner pixels, `depth` metres long."""
+    """A camera in a 3D plot (x right, z forward, -y up): a pyramid through the corner pixels, `depth` metres long."""
     rays = camera.camera.unproject(corners)
     tips = rays / rays[:, 2:].clamp(min=0.2) * depth
     tips = (camera.world_from_camera[:3, :3] @ tips.T).T + camera.world_from_camera[:3, 3]
@@ -180,7 +178,9 @@ def perspective_crop_figure(scene: HandScene) -> Figure:
         for column, (picture, kind) in enumerate(((square, "square crop"), (scene.crops[hand], "perspective crop"))):
             axes = figure.add_subplot(cells[2 * hand + column])
             show_picture(axes, picture, f"{kind}\n{shown}")
-            axes.add_patch(plt.Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, color=HAND_COLORS[hand], lw=1.5))
+            axes.add_patch(
+                plt.Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, color=HAND_COLORS[hand], lw=1.5)
+            )
     return figure
 
 
@@ -208,3 +208,25 @@ def _draw_cameras_in_space(axes: Axes, scene: HandScene) -> None:
         axis.labelpad = -4
         axis.set_major_locator(MultipleLocator(0.1))
         axis.set_tick_params(pad=-3)
+
+
+def augmentation_figure(scene: HandScene, look_at: float, roll: float, focal_scale: float) -> Figure:
+    """One hand through perturbed crop cameras, its landmarks projected through the same cameras (§5.1)."""
+    changes = (
+        ("unchanged", (0.0, 0.0), 0.0, 1.0),
+        ("look-at", (look_at, -look_at), 0.0, 1.0),
+        ("in-plane rotation", (0.0, 0.0), roll, 1.0),
+        ("focal length", (0.0, 0.0), 0.0, focal_scale),
+        ("all three", (-look_at, look_at), -roll, 1 / focal_scale),
+    )
+    figure, grid = plt.subplots(2, len(changes), figsize=(PAGE_WIDTH, 3.1))
+    for hand, row in enumerate(grid):
+        for axes, (name, aim_at, turn, zoom) in zip(row, changes, strict=True):
+            values = (torch.tensor(value, dtype=torch.float64) for value in (aim_at, turn, zoom))
+            camera = perturb(scene.crop[hand], *values)
+            one = PosedCamera(scene.camera.camera[None], scene.camera.world_from_camera[None])
+            picture = warp([scene.picture], one, PosedCamera(camera.camera[None], camera.world_from_camera[None]))[0]
+            show_picture(axes, picture, name if hand == 0 else "")
+            draw_landmarks(axes, camera.project(scene.landmarks[hand]), hand)
+            axes.set(xlim=(-0.5, picture.shape[1] - 0.5), ylim=(picture.shape[0] - 0.5, -0.5))
+    return figure

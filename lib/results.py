@@ -33,5 +33,5 @@ def save_table(table: pd.DataFrame, profile: str, name: str) -> None:
 def commit() -> str:
     """The commit of the code that runs, marked if files differ from it; 'unknown' outside a git checkout."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
-    run = subprocess.run(command, capture_output=True, text=True)
+    run = subprocess.run(command, check=False, capture_output=True, text=True)
     return run.stdout.strip() if run.returncode == 0 else "unknown"

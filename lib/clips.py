@@ -1,0 +1,216 @@
+"""Training batches: clips of consecutive frames of one hand each, drawn from the crop cache, augmented on the device.
+
+A clip never spans a frame in which its hand is not seen, so that its temporal state starts at its first frame and is
+carried to its last. A batch is a pure function of (seed, step): a resumed run draws what it would have drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from lib.cameras import Pinhole, PosedCamera
+from lib.crop_cache import CACHE_SIZE, CropSequence
+from lib.crops import MAX_VIEWS, perturb
+from lib.errors import InputError
+from lib.hands import HandModel
+from lib.network import CROP_SIZE, Crops
+from lib.transforms import invert
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Standard deviations of the perturbation of crop cameras and of the brightness; each view is perturbed by itself.
+
+    `look_at` is relative to half the field of view, `roll` in radians, `focal_scale` and `gain` of the logarithm.
+    Source: §5.1; the paper publishes no ranges. Deviation: brightness, and a view left out in some clips.
+    """
+
+    look_at: float = 0.1
+    roll: float = 0.2
+    focal_scale: float = 0.07
+    jitter: float = 0.2
+    """Share of a perturbation that is drawn anew in every frame; the rest is constant through the clip."""
+    gain: float = 0.2
+    single_view: float = 0.3
+    """Share of clips of which only one view is kept, whichever."""
+
+
+NO_AUGMENTATION = Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """Clips as network and losses see them, time first; `crops` and `hand_model` hold frames x clips, flattened."""
+
+    crops: Crops
+    hand_model: HandModel
+    joint_angles: Float[Tensor, "frames clips 22"]
+    world_from_wrist: Float[Tensor, "frames clips 4 4"]
+    pinch: Bool[Tensor, "frames clips"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Frames and clips."""
+        return self.pinch.shape
+
+    @property
+    def hand(self) -> Int[Tensor, "frames clips"]:
+        """0 left, 1 right."""
+        return self.crops.hand.unflatten(0, self.shape)
+
+
+class ClipSource:
+    """The sequences of a cache, their pictures in one tensor on the training device.
+
+    Raises InputError if there are no sequences, or none holds a clip.
+    """
+
+    def __init__(self, sequences: Sequence[CropSequence], device: torch.device | str = "cpu"):
+        if not sequences:
+            raise InputError("no sequences of crops: render them first with python -m lib render --split train")
+        self.device = torch.device(device)
+        lengths = [len(sequence) for sequence in sequences]
+        self.images = torch.empty(sum(lengths), 2, MAX_VIEWS, CACHE_SIZE, CACHE_SIZE, dtype=torch.uint8, device=device)
+        for sequence, place in zip(sequences, self.images.split(lengths), strict=True):
+            place.copy_(torch.from_numpy(np.array(sequence.images)))
+        names = ("views", "focal_px", "world_from_crop", "joint_angles", "world_from_wrist", "pinch")
+        self.labels = {
+            n: torch.from_numpy(np.concatenate([getattr(s, n) for s in sequences])).to(device) for n in names
+        }
+        self.sequence = torch.arange(len(sequences), device=device).repeat_interleave(
+            torch.tensor(lengths, device=device)
+        )
+        self.hand_models = stack_hands([sequence.hand_model for sequence in sequences]).to(device, torch.float32)
+
+    def clips(self, frames: int) -> Int[Tensor, "clips 2"]:
+        """Every clip of this length: its first frame and its hand. Raises InputError if there is none."""
+        seen = self.labels["views"].cpu() > 0
+        sequence = self.sequence.cpu()
+        if frames > len(sequence):
+            raise InputError(f"clips of {frames} frames do not fit into {len(sequence)} frames of data")
+        whole = seen.unfold(0, frames, 1).all(dim=-1)
+        same = sequence[: len(whole)] == sequence[frames - 1 :]
+        clips = (whole & same[:, None]).nonzero()
+        if not len(clips):
+            raise InputError(f"no hand is seen in {frames} consecutive frames of any of the sequences")
+        return clips
+
+    def batch(
+        self, clips: Int[Tensor, "clips 2"], frames: int, augmentation: Augmentation, generator: torch.Generator
+    ) -> ClipBatch:
+        """The given clips, augmented. Random numbers are drawn on the CPU, the same ones for every device."""
+        first, hand = clips.to(self.device).unbind(1)
+        frame = first + torch.arange(frames, device=self.device)[:, None]
+        hand = hand.expand_as(frame)
+        labels = {name: values[frame, hand] for name, values in self.labels.items()}
+        draws = _Draws.sample(frames, len(clips), augmentation, generator, self.device)
+        views, two = draws.choose_views(labels["views"])
+        cached = PosedCamera(
+            Pinhole.create(CACHE_SIZE, labels["focal_px"].gather(2, views)), _pick(labels["world_from_crop"], views)
+        )
+        camera = draws.perturb(cached)
+        pictures = self.images[frame[..., None], hand[..., None], views]
+        images = warp_pinhole(pictures, cached, camera) * draws.gain
+        crops = Crops(
+            images=images.clamp(0, 1).flatten(0, 1),
+            focal_px=camera.camera.focal_px[..., 0].flatten(0, 1),
+            camera_from_world=camera.camera_from_world.flatten(0, 1),
+            hand=hand.flatten(),
+            two_views=two.flatten(),
+        )
+        return ClipBatch(
+            crops, self.hand_models[self.sequence[frame].flatten()],
+            labels["joint_angles"], labels["world_from_wrist"], labels["pinch"],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """The random numbers of a batch."""
+
+    look_at: Float[Tensor, "frames clips 2 2"]
+    roll: Float[Tensor, "frames clips 2"]
+    focal_scale: Float[Tensor, "frames clips 2"]
+    gain: Float[Tensor, "frames clips 2 1 1"]
+    single: Bool[Tensor, "clips"]
+    second: Bool[Tensor, "clips"]
+
+    @staticmethod
+    def sample(
+        frames: int, clips: int, augmentation: Augmentation, generator: torch.Generator, device: torch.device
+    ) -> _Draws:
+        def normal(deviation: float, *shape: int) -> Tensor:
+            steady = torch.randn(1, clips, MAX_VIEWS, *shape, generator=generator)
+            moving = torch.randn(frames, clips, MAX_VIEWS, *shape, generator=generator)
+            return (deviation * (steady + augmentation.jitter * moving)).to(device)
+
+        return _Draws(
+            look_at=normal(augmentation.look_at, 2),
+            roll=normal(augmentation.roll),
+            focal_scale=normal(augmentation.focal_scale).exp(),
+            gain=normal(augmentation.gain, 1, 1).exp(),
+            single=(torch.rand(clips, generator=generator) < augmentation.single_view).to(device),
+            second=(torch.rand(clips, generator=generator) < 0.5).to(device),
+        )
+
+    def choose_views(
+        self, views: Int[Tensor, "frames clips"]
+    ) -> tuple[Int[Tensor, "frames clips 2"], Bool[Tensor, "frames clips"]]:
+        """Which cached views a hand shows, the reference first, and whether it shows two."""
+        both = views == MAX_VIEWS
+        reference = (both & self.single & self.second).long()
+        return torch.stack((reference, both.long()), dim=-1), both & ~self.single
+
+    def perturb(self, cached: PosedCamera) -> PosedCamera:
+        """The crop cameras of the batch, in place of the cached ones."""
+        focal = cached.camera.focal_px[..., 0]
+        half_view = torch.atan((CROP_SIZE - 1) / 2 / focal)
+        return perturb(
+            PosedCamera(Pinhole.create(CROP_SIZE, focal), cached.world_from_camera),
+            self.look_at * half_view[..., None], self.roll, self.focal_scale,
+        )  # fmt: skip
+
+
+def warp_pinhole(
+    pictures: UInt8[Tensor, "*batch height width"], source: PosedCamera, target: PosedCamera
+) -> Float[Tensor, "*batch size size"]:
+    """What pinhole cameras see of the pictures of others with the same centres, in [0, 1]: one batched homography.
+
+    Bilinear; black outside the pictures.
+    """
+    batch, device = pictures.shape[:-2], pictures.device
+    rotation = (invert(source.world_from_camera) @ target.world_from_camera)[..., :3, :3]
+    homography = (source.camera.matrix @ rotation @ torch.linalg.inv(target.camera.matrix)).reshape(-1, 3, 3)
+    row, column = torch.meshgrid(
+        *(
+            torch.arange(size, dtype=homography.dtype, device=device)
+            for size in (target.camera.height, target.camera.width)
+        ),
+        indexing="ij",
+    )
+    grid = homography[:, :, :2] @ torch.stack((column, row)).flatten(1) + homography[:, :, 2:]
+    extent = torch.tensor([source.camera.width - 1, source.camera.height - 1], device=device)
+    grid = (grid[:, :2] / grid[:, 2:]).mT * (2 / extent) - 1
+    values = pictures.flatten(0, -3)[:, None].to(homography.dtype)
+    warped = grid_sample(values, grid.unflatten(1, row.shape), padding_mode="zeros", align_corners=True)
+    return warped.div(255).reshape(*batch, *row.shape)
+
+
+def stack_hands(models: Sequence[HandModel]) -> HandModel:
+    """One batched hand model. Landmark weights and joint limits are those of the first: all hands share them."""
+    shared = {"joint_limits": models[0].joint_limits, "landmark_bone_weights": models[0].landmark_bone_weights}
+    names = ("joint_rotation_axes", "joint_rest_positions", "landmark_rest_positions")
+    return HandModel(**shared, **{name: torch.stack([getattr(model, name) for model in models]) for name in names})
+
+
+def _pick(
+    values: Float[Tensor, "frames clips 2 4 4"], views: Int[Tensor, "frames clips 2"]
+) -> Float[Tensor, "frames clips 2 4 4"]:
+    return values.gather(2, views[..., None, None].expand(*views.shape, 4, 4))

@@ -1,0 +1,103 @@
+"""Clips drawn from the cache: geometry stays true under augmentation, batches depend on seed and step alone."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_recording
+
+from lib.cameras import Pinhole, PosedCamera
+from lib.clips import NO_AUGMENTATION, Augmentation, ClipSource, warp_pinhole
+from lib.crop_cache import CACHE_SIZE, CropSequence, crop_sequence
+from lib.crops import perturb
+from lib.errors import InputError
+from lib.network import CROP_SIZE
+from lib.recordings import read_recording
+from lib.training import draw_clips
+
+PAIRS = [(hand, view) for hand in (0, 1) for view in (0, 1)]
+
+
+def sequence_of(folder: Path, frames: int) -> CropSequence:
+    """Crops of both hands in a tiny recording, each seen by two cameras in every frame."""
+    recording = read_recording(tiny_recording(frames).write(folder))
+    pictures = list(recording.images())
+    return crop_sequence(recording, lambda t, camera, box: pictures[t][camera][box[1] : box[3], box[0] : box[2]])
+
+
+@pytest.fixture(scope="module")
+def sequences(tmp_path_factory):
+    return [sequence_of(tmp_path_factory.mktemp("recording"), frames) for frames in (6, 9)]
+
+
+def test_without_augmentation_the_crop_is_the_middle_of_the_cached_one(sequences):
+    source = ClipSource(sequences)
+    clips = source.clips(3)
+    batch = source.batch(clips[:4], 3, NO_AUGMENTATION, torch.Generator())
+    margin = (CACHE_SIZE - CROP_SIZE) // 2
+    for index, (first, hand) in enumerate(clips[:4].tolist()):
+        cached = sequences[0].images[first + 1, hand, 0, margin:-margin, margin:-margin]
+        crop = batch.crops.images.unflatten(0, batch.shape)[1, index, 0] * 255
+        assert np.abs(crop.numpy() - cached).max() < 0.01
+
+
+def test_clips_stay_inside_sequences_and_tracked_stretches(sequences, tmp_path):
+    broken = sequence_of(tmp_path, 5)
+    broken.views[1, 0] = 0
+    source = ClipSource([*sequences, broken])
+    starts = {tuple(clip) for clip in source.clips(3).tolist()}
+    expected = (
+        {(s, h) for s in (*range(4), *range(6, 13)) for h in (0, 1)} | {(15 + s, 1) for s in range(3)} | {(17, 0)}
+    )
+    assert starts == expected
+
+
+def test_a_lit_point_stays_where_its_camera_projects_it():
+    torch.manual_seed(0)
+    source = PosedCamera(Pinhole.create(CACHE_SIZE, torch.tensor([150.0])), torch.eye(4)[None])
+    picture = torch.zeros(1, CACHE_SIZE, CACHE_SIZE, dtype=torch.uint8)
+    picture[0, 80:83, 50:53] = 255
+    point = source.camera.unproject(torch.tensor([[51.0, 81.0]])) * 0.4
+    target = perturb(
+        PosedCamera(Pinhole.create(CROP_SIZE, torch.tensor([150.0])), torch.eye(4)[None]),
+        torch.tensor([[0.05, -0.04]]), torch.tensor([0.3]), torch.tensor([1.2]),
+    )  # fmt: skip
+    warped = warp_pinhole(picture, source, target)[0]
+    row, column = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="ij")
+    center = torch.stack(((warped * column).sum(), (warped * row).sum())) / warped.sum()
+    assert (center - target.project(point)[0]).norm() < 0.3
+
+
+def test_every_batch_is_a_function_of_seed_and_step(sequences):
+    source = ClipSource(sequences)
+    starts = source.clips(3)
+
+    def images(seed, step):
+        clips, generator = draw_clips(starts, 4, seed, step)
+        return source.batch(clips, 3, Augmentation(), generator).crops.images
+
+    assert torch.equal(images(1, 7), images(1, 7))
+    assert not torch.equal(images(1, 7), images(1, 8))
+    assert not torch.equal(images(1, 7), images(2, 7))
+
+
+def test_single_view_clips_show_either_view(sequences):
+    source = ClipSource(sequences)
+    starts = source.clips(3)
+    batch = source.batch(starts, 3, replace(NO_AUGMENTATION, single_view=1.0), torch.Generator().manual_seed(0))
+    assert not batch.crops.two_views.any()
+    reference = batch.crops.camera_from_world[:, 0].unflatten(0, batch.shape)[0]
+    cached = torch.linalg.inv(torch.from_numpy(sequences[0].world_from_crop[0]))
+    shown = [
+        [bool((pose - cached[hand, view]).abs().max() < 0.02) for pose in reference[hand::2]] for hand, view in PAIRS
+    ]
+    assert all(any(column) for column in shown)
+
+
+def test_no_data_is_said_clearly(sequences):
+    with pytest.raises(InputError, match="no sequences of crops"):
+        ClipSource([])
+    with pytest.raises(InputError, match="clips of 99 frames"):
+        ClipSource(sequences).clips(99)

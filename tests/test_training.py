@@ -1,0 +1,232 @@
+"""The loop: it learns, it resumes to the bit, its terms are what the equations say, and it refuses what it must."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY, tiny_network
+from test_clips import sequence_of
+from torch.nn.parallel import DistributedDataParallel
+
+from lib.clips import NO_AUGMENTATION, ClipSource
+from lib.errors import InputError
+from lib.hands import for_hand
+from lib.losses import LossWeights, pinch_loss, temporal_loss
+from lib.network import Crops, TemporalState
+from lib.objective import ClipLearner, clip_features
+from lib.rendered.shape import generic_hand
+from lib.training import Data, Run, TrainingConfig, draw_clips
+
+CONFIG = TrainingConfig(
+    network=TINY, augmentation=NO_AUGMENTATION, pose_steps=6, steps=12, clips=2, clip_frames=4, warmup_steps=2,
+    precision="float32", compiled=False, validation_every=6, validation_clips=2,
+)  # fmt: skip
+
+WEIGHTS = "weights.safetensors"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Data:
+    source = ClipSource([sequence_of(tmp_path_factory.mktemp("recording"), 6)])
+    clips = source.clips(4)
+    return Data(source, source, clips, clips, "made up")
+
+
+@pytest.fixture
+def batch(data):
+    clips, generator = draw_clips(data.train_clips, 3, seed=0, step=0)
+    return data.train.batch(clips, 4, NO_AUGMENTATION, generator)
+
+
+def run(folder: Path, data: Data, **changes) -> Run:
+    return Run(folder, replace(CONFIG, **changes), data, generic_hand(), "cpu")
+
+
+def test_overfits_a_clip(data, tmp_path):
+    one = replace(data, train_clips=data.train_clips[:1], validation_clips=data.train_clips[:1])
+    training = run(
+        tmp_path, one, steps=400, pose_steps=400, clips=1, learning_rate=4e-3, warmup_steps=10, validation_every=400
+    )
+    training.train(tmp_path / WEIGHTS)
+    assert training.log[-1]["known_mpjpe_mm"] < 2.0
+
+
+def test_terms_are_those_of_the_equations(batch):
+    torch.manual_seed(0)
+    network = tiny_network()
+    learner = ClipLearner(network, generic_hand())
+    with torch.no_grad():
+        losses = {
+            name: learner(batch, LossWeights(temporal=temporal, pinch=pinch, unknown=0.0)).total
+            for name, temporal, pinch in (
+                ("pose", 0.0, 0.0),
+                ("temporal", 0.05, 0.0),
+                ("pinch", 0.0, 0.4),
+                ("all", 0.05, 0.4),
+            )
+        }
+        prediction = network.known(clip_features(network, batch), batch.crops, batch.hand_model)
+    angles = prediction.joint_angles.unflatten(0, batch.shape)
+    wrists = prediction.world_from_wrist.unflatten(0, batch.shape)
+    landmarks = batch.hand_model.landmarks(
+        prediction.joint_angles, for_hand(prediction.world_from_wrist, batch.crops.hand)
+    )
+    temporal = 0.05 * temporal_loss(angles, wrists).mean()
+    pinch = 0.4 * pinch_loss(landmarks, batch.pinch.flatten()).mean()
+    assert temporal > 0
+    torch.testing.assert_close(losses["temporal"] - losses["pose"], temporal, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(losses["pinch"] - losses["pose"], pinch, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(losses["all"] - losses["pose"], temporal + pinch, rtol=1e-4, atol=1e-5)
+
+
+def test_unknown_term_counts_two_view_hands_only(batch):
+    network = tiny_network()
+    learner = ClipLearner(network, generic_hand())
+    weights = LossWeights(unknown=1.0)
+    single = replace(batch, crops=replace(batch.crops, two_views=torch.zeros_like(batch.crops.two_views)))
+    with torch.no_grad():
+        assert not any(name.startswith("unknown") for name in learner(single, weights).terms)
+        both = learner(batch, weights)
+    torch.testing.assert_close(both.total, both.terms["known_loss"] + both.terms["unknown_loss"])
+
+
+def test_clip_state_is_carried_frame_by_frame(batch):
+    """Running a clip at once equals tracking it one frame after the other."""
+    network = tiny_network()
+    frames, clips = batch.shape
+    with torch.no_grad():
+        at_once = clip_features(network, batch).unflatten(0, (frames, clips))
+        state = TemporalState.untracked(clips)
+        for frame in range(frames):
+            rows = slice(frame * clips, (frame + 1) * clips)
+            crops = Crops(**{name: value[rows] for name, value in vars(batch.crops).items()})
+            features, state = network.features(crops, state)
+            torch.testing.assert_close(at_once[frame], features, rtol=1e-4, atol=1e-5)
+
+
+def test_phases_and_schedule():
+    config = replace(CONFIG, pose_steps=5, steps=10, learning_rate=1.0, warmup_steps=4)
+    assert config.weights_at(4) == replace(config.weights, temporal=0.0, pinch=0.0)
+    assert config.weights_at(5) == config.weights
+    rates = [config.learning_rate_at(step) for step in range(11)]
+    assert rates[0] == pytest.approx(0.25)
+    assert rates[5] == pytest.approx(0.5)
+    assert rates[10] == pytest.approx(0.0, abs=1e-7)
+
+
+def _train(folder: Path, recording: Path, delay: float) -> None:
+    torch.set_num_threads(1)
+    source = ClipSource([sequence_of(recording, 6)])
+    clips = source.clips(4)
+    training = run(folder, Data(source, source, clips, clips, "made up"), steps=40, pose_steps=20)
+    training.train(folder / WEIGHTS, save_seconds=delay)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return torch.load(checkpoint, weights_only=True)["step"] if checkpoint.exists() else 0
+
+
+def test_a_killed_run_ends_with_the_same_weights(tmp_path):
+    """kill -9 while it trains, twice, then resume to the end: bit-identical to a run that was left alone."""
+    context = multiprocessing.get_context("spawn")
+    for name in ("alone", "killed"):
+        (tmp_path / f"recording_{name}").mkdir()
+    _train(tmp_path / "alone", tmp_path / "recording_alone", 1e9)
+    checkpoint, steps = tmp_path / "killed" / "checkpoint.pt", [0]
+    for _ in range(2):
+        process = context.Process(target=_train, args=(tmp_path / "killed", tmp_path / "recording_killed", 0.0))
+        process.start()
+        while process.is_alive() and _step_of(checkpoint) <= steps[-1] + 3:
+            time.sleep(0.01)
+        process.kill()
+        process.join()
+        steps.append(_step_of(checkpoint))
+    assert 0 < steps[1] < steps[2] < 40, "the runs must have been killed on their way"
+    _train(tmp_path / "killed", tmp_path / "recording_killed", 0.0)
+    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("alone", "killed")]
+    for name, value in states[0]["network"].items():
+        assert torch.equal(value, states[1]["network"][name]), name
+    logs = [
+        pd.read_csv(tmp_path / name / "log.csv").drop(columns=["seconds", "waiting"]) for name in ("alone", "killed")
+    ]
+    pd.testing.assert_frame_equal(*logs)
+
+
+def test_resuming_after_every_step_changes_nothing(data, tmp_path):
+    run(tmp_path / "alone", data).train(tmp_path / WEIGHTS)
+    interrupted = run(tmp_path / "steps", data)
+    while interrupted.step < CONFIG.steps:
+        interrupted._one_step()
+        interrupted.save()
+        interrupted = run(tmp_path / "steps", data)
+    alone = torch.load(tmp_path / "alone/checkpoint.pt", weights_only=True)["network"]
+    assert all(torch.equal(value, alone[name]) for name, value in interrupted.network.state_dict().items())
+
+
+def test_another_configuration_is_refused_with_the_difference(data, tmp_path):
+    run(tmp_path, data)
+    with pytest.raises(InputError, match=r"training\.learning_rate: 0\.001 there, 0\.5 asked for"):
+        run(tmp_path, data, learning_rate=0.5)
+    with pytest.raises(InputError, match="data: made up there, other asked for"):
+        run(tmp_path, replace(data, fingerprint="other"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(data, tmp_path):
+    training = run(tmp_path, data)
+    with torch.no_grad():
+        training.network.regressor_known.layers[2].bias.fill_(float("nan"))
+    with pytest.raises(InputError, match=r"step 0 is not finite .*bad_batch_0\.pt"):
+        training.train(tmp_path / WEIGHTS)
+    kept = torch.load(tmp_path / "bad_batch_0.pt", weights_only=True)
+    assert kept["crops"]["images"].shape == (8, 2, 96, 96)
+    assert not (tmp_path / WEIGHTS).exists()
+
+
+_TWO_PROCESSES = """
+import sys, torch, torch.distributed as dist
+from pathlib import Path
+sys.path[:0] = [{tests!r}]
+from test_training import CONFIG, gradients_of_share
+dist.init_process_group("gloo")
+torch.set_num_threads(1)
+gradients = gradients_of_share(Path({folder!r}), dist.get_rank(), dist.get_world_size())
+if dist.get_rank() == 0:
+    torch.save(gradients, Path({folder!r}) / "two.pt")
+dist.destroy_process_group()
+"""
+
+
+def gradients_of_share(folder: Path, rank: int, processes: int) -> dict[str, torch.Tensor]:
+    """Gradients of one step, batch normalisation frozen: each process sees its own half of a batch."""
+    recording = folder / f"recording_{processes}_{rank}"
+    recording.mkdir()
+    source = ClipSource([sequence_of(recording, 6)])
+    clips, generator = draw_clips(source.clips(4), 4, seed=0, step=0)
+    share = len(clips) // processes
+    batch = source.batch(clips[rank * share : (rank + 1) * share], 4, NO_AUGMENTATION, generator)
+    learner = ClipLearner(tiny_network(), generic_hand())
+    trained = DistributedDataParallel(learner, find_unused_parameters=True) if processes > 1 else learner
+    trained.eval()
+    trained(batch, LossWeights()).total.backward()
+    return {name: p.grad for name, p in learner.named_parameters() if p.grad is not None}
+
+
+def test_two_processes_with_half_the_batch_each_give_the_same_gradients(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(_TWO_PROCESSES.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    finished = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    two = torch.load(tmp_path / "two.pt", weights_only=True)
+    one = gradients_of_share(tmp_path, 0, 1)
+    assert two.keys() == one.keys()
+    for name, gradient in one.items():
+        torch.testing.assert_close(two[name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max() + 1e-3))
