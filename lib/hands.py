@@ -11,6 +11,7 @@ finger: after the first two joints together, after the third, after the fourth.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -30,7 +31,7 @@ LANDMARKS = (
     "palm",
 )  # fmt: skip
 _CHAINS = ((5, 6, 7, 0), *((5, 8 + 3 * f, 9 + 3 * f, 10 + 3 * f, 1 + f) for f in range(4)))
-SKELETON_EDGES = tuple(edge for chain in _CHAINS for edge in zip(chain[:-1], chain[1:], strict=True))
+SKELETON_EDGES = tuple(edge for chain in _CHAINS for edge in pairwise(chain))
 """Pairs of landmarks joined by a line in drawings, five chains from the wrist to the fingertips."""
 
 
@@ -60,6 +61,12 @@ class HandModel:
 
         return HandModel(**{field.name: moved(getattr(self, field.name)) for field in fields(self)})
 
+    def __getitem__(self, hands: Int[Tensor, "chosen"]) -> HandModel:
+        """Some of a batch of hands, without their meshes."""
+        names = ("joint_rotation_axes", "joint_rest_positions", "landmark_rest_positions")
+        chosen = {name: getattr(self, name)[hands] for name in names}
+        return HandModel(joint_limits=self.joint_limits, landmark_bone_weights=self.landmark_bone_weights, **chosen)
+
     def scaled(self, scale: Float[Tensor, "*#batch"] | float) -> HandModel:
         """The hand enlarged about its wrist by `scale` (one factor per hand of the batch). Source: §3.3."""
         factor = torch.as_tensor(scale, dtype=self.joint_rest_positions.dtype, device=self.joint_rest_positions.device)
@@ -79,7 +86,9 @@ class HandModel:
         """Per joint [axis, rest position in metres]: what the skeleton encoder sees. Source: §3.2."""
         return torch.cat((self.joint_rotation_axes, self.joint_rest_positions), dim=-1).flatten(-2)
 
-    def bones(self, joint_angles: Float[Tensor, "*#batch 22"], world_from_wrist: Float[Tensor, "*#batch 4 4"]) -> Tensor:
+    def bones(
+        self, joint_angles: Float[Tensor, "*#batch 22"], world_from_wrist: Float[Tensor, "*#batch 4 4"]
+    ) -> Tensor:
         """Transforms (*batch, 17, 4, 4) that carry points of the resting hand, bone by bone, into the world.
 
         Joint j turns by its angle about its axis through its rest position. Source: §3 Preliminaries.
@@ -96,8 +105,10 @@ class HandModel:
         root = world_from_wrist.expand(*posed.shape[:-3], 2, 4, 4)
         return torch.cat((root, posed), dim=-3)
 
-    def landmarks(self, joint_angles: Float[Tensor, "*#batch 22"], world_from_wrist: Float[Tensor, "*#batch 4 4"]) -> Tensor:
-        """The posed landmarks, (*batch, 21, 3) metres in the world, in the order of `LANDMARKS`. Source: p_j of Eq. 4."""
+    def landmarks(
+        self, joint_angles: Float[Tensor, "*#batch 22"], world_from_wrist: Float[Tensor, "*#batch 4 4"]
+    ) -> Tensor:
+        """The posed landmarks, (*batch, 21, 3) metres in the world, ordered as `LANDMARKS`. Source: p_j of Eq. 4."""
         bones = self.bones(joint_angles, world_from_wrist)
         return skin(self.landmark_rest_positions, self.landmark_bone_weights, bones)
 
@@ -107,7 +118,9 @@ class HandModel:
         Raises ValueError if the hand carries no mesh. For the triangles see `triangles`.
         """
         if self.mesh_vertices is None or self.mesh_bone_weights is None:
-            raise ValueError("this hand model carries no mesh: expected mesh_vertices, mesh_triangles, mesh_bone_weights")
+            raise ValueError(
+                "this hand model carries no mesh: expected mesh_vertices, mesh_triangles, mesh_bone_weights"
+            )
         return skin(self.mesh_vertices, self.mesh_bone_weights, self.bones(joint_angles, world_from_wrist))
 
     def triangles(self, hand: int) -> Int[Tensor, "triangles 3"]:
@@ -129,7 +142,7 @@ def skin(points: Float[Tensor, "*#batch points 3"], bone_weights: Float[Tensor, 
     return (blended[..., :3] @ points[..., None])[..., 0] + blended[..., 3]
 
 
-def for_hand(world_from_wrist: Float[Tensor, "*batch 4 4"], hand: Int[Tensor, "*batch"] | int) -> Float[Tensor, "*batch 4 4"]:
+def for_hand(world_from_wrist: Float[Tensor, "*#batch 4 4"], hand: Int[Tensor, "*#batch"] | int) -> Tensor:
     """The wrist transform that poses the left model as `hand` (0 left: unchanged, 1 right: mirrored)."""
     is_right = torch.as_tensor(hand, device=world_from_wrist.device)[..., None, None] == RIGHT
     return torch.where(is_right, mirror_x(world_from_wrist), world_from_wrist)
