@@ -1,20 +1,25 @@
-"""Speed of the tracker, stage by stage. Machines are noisy: compare stages and networks within one run only."""
+"""Speed of tracking and training. Machines are noisy: compare stages and networks within one run only."""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 import torch
 
-from lib.hands import for_hand
-from lib.network import TemporalState, UmeTrack
+from lib.clips import ClipSource
+from lib.crop_cache import CACHE_SIZE, CropSequence
+from lib.hands import HandModel, for_hand
+from lib.network import NetworkConfig, TemporalState, UmeTrack
 from lib.recordings import Recording
 from lib.tracking import HANDS, HandLabels, choose_crop_cameras, prepare_for_inference, take_crops
+from lib.training import Data, Run, TrainingConfig
 
 
 class Stopwatch:
@@ -34,7 +39,9 @@ class Stopwatch:
         self.durations[name].append(time.perf_counter() - start)
 
 
-def benchmark_tracking(recording: Recording, network: UmeTrack, device: torch.device | str, repeats: int) -> pd.DataFrame:
+def benchmark_tracking(
+    recording: Recording, network: UmeTrack, device: torch.device | str, repeats: int
+) -> pd.DataFrame:
     """Time every stage of tracking both hands through a recording, known skeleton, one frame after the other.
 
     The first pass warms up and is not counted. Columns as in `speed.csv`: stage, device, threads, median_ms, p95_ms.
@@ -73,7 +80,9 @@ def _time_recording(recording: Recording, network: UmeTrack, watch: Stopwatch) -
                 prediction = network.known(features, crops, skeleton)
                 state = state.update(hands, after)
             with watch.stage("decode pose"):
-                model.landmarks(prediction.joint_angles.double().cpu(), for_hand(prediction.world_from_wrist.double().cpu(), hands))
+                model.landmarks(
+                    prediction.joint_angles.double().cpu(), for_hand(prediction.world_from_wrist.double().cpu(), hands)
+                )
 
 
 def summary(watch: Stopwatch) -> pd.DataFrame:
@@ -89,3 +98,75 @@ def summary(watch: Stopwatch) -> pd.DataFrame:
         for stage, seconds in watch.durations.items()
     ]
     return pd.DataFrame(rows)
+
+
+def benchmark_training(networks: Mapping[str, NetworkConfig], device: torch.device | str, steps: int) -> pd.DataFrame:
+    """Crops per second of whole training steps, each network as it is trained and in plain eager float32.
+
+    The clips are noise. Steps of the variants take turns, so that all see the same machine. Columns: network, variant,
+    crops_per_second, speedup (over plain eager float32), waiting_percent (share of the time spent on making batches).
+    """
+    source = ClipSource([_noise_sequence(60)], device)
+    clips = source.clips(TrainingConfig().clip_frames)
+    data = Data(source, source, clips, clips, "noise")
+    variants = {
+        "eager float32": ("float32", False),
+        "bfloat16": ("bfloat16", False),
+        "bfloat16, compiled": ("bfloat16", True),
+    }
+    rows = []
+    with TemporaryDirectory() as scratch:
+        for name, network in networks.items():
+            runs = {
+                variant: Run(
+                    Path(scratch, name, variant),
+                    TrainingConfig(network=network, precision=precision, compiled=compiled, steps=10**6),
+                    data,
+                    _noise_sequence(1).hand_model,
+                    device,
+                )
+                for variant, (precision, compiled) in variants.items()
+            }
+            for _ in range(steps + WARM_UP_STEPS):
+                for run in runs.values():
+                    run.one_step()
+            rows += [{"network": name, "variant": variant} | _throughput(run) for variant, run in runs.items()]
+    table = pd.DataFrame(rows)
+    plain = table[table.variant == "eager float32"].set_index("network").crops_per_second
+    table["speedup"] = table.crops_per_second / table.network.map(plain)
+    return table
+
+
+WARM_UP_STEPS = 5
+
+
+def _throughput(run: Run) -> dict[str, float]:
+    log = pd.DataFrame(run.log)
+    seconds = log.seconds.diff()[WARM_UP_STEPS:]
+    crops = log.crops[WARM_UP_STEPS:]
+    return {
+        "crops_per_second": float(np.median(crops / seconds)),
+        "waiting_percent": 100 * float(log.waiting[WARM_UP_STEPS:].sum() / seconds.sum()),
+    }
+
+
+def _noise_sequence(frames: int) -> CropSequence:
+    """Both hands, seen by two cameras in every frame; pictures of noise."""
+    generator = np.random.default_rng(0)
+    poses = np.tile(np.eye(4, dtype=np.float32), (frames, 2, 1, 1))
+    poses[..., 2, 3] = 0.4
+    cameras = np.tile(np.eye(4, dtype=np.float32), (frames, 2, 2, 1, 1))
+    cameras[:, :, 1, 0, 3] = 0.1
+    axes = torch.nn.functional.normalize(torch.from_numpy(generator.normal(size=(22, 3))), dim=-1)
+    points = torch.from_numpy(generator.normal(size=(22, 3))) * 0.05
+    weights = torch.nn.functional.one_hot(torch.arange(21) % 17, 17).double()
+    return CropSequence(
+        images=generator.integers(0, 256, (frames, 2, 2, CACHE_SIZE, CACHE_SIZE), dtype=np.uint8),
+        views=np.full((frames, 2), 2),
+        focal_px=np.full((frames, 2, 2), 200, np.float32),
+        world_from_crop=cameras,
+        joint_angles=np.zeros((frames, 2, 22), np.float32),
+        world_from_wrist=poses,
+        pinch=np.zeros((frames, 2), bool),
+        hand_model=HandModel(axes, points, torch.zeros(22, 2), points[:21], weights),
+    )

@@ -123,12 +123,9 @@ class Fisheye62(Camera):
 
     def _distort(self, points_camera: Points) -> Pixels:
         x, y, z = points_camera.unbind(-1)
-        radius = torch.hypot(x, y)
-        # theta / radius tends to 1 / z on the optical axis, where both vanish.
-        on_axis = radius < 1e-12 * z.abs()
-        theta = torch.atan2(radius, z)
-        scale = torch.where(on_axis, 1 / z, theta / torch.where(on_axis, 1, radius))
-        return self._lens(points_camera[..., :2] * scale[..., None])
+        # On the optical axis, where theta and radius vanish, a tiny radius gives their limit 1 / z and its gradient.
+        radius = (x * x + y * y).clamp(min=torch.finfo(x.dtype).tiny).sqrt()
+        return self._lens(points_camera[..., :2] * (torch.atan2(radius, z) / radius)[..., None])
 
     def _lens(self, plane: Pixels) -> Pixels:
         """Radial, tangential and thin-prism terms, applied to the point of the equidistant plane."""
@@ -155,7 +152,9 @@ class Fisheye62(Camera):
     def _undistort(self, plane: Pixels) -> Points:
         equidistant = _invert_by_newton(self._lens, plane)
         theta = torch.linalg.vector_norm(equidistant, dim=-1, keepdim=True)
-        outside = (theta > self.max_angle) | theta.isnan()
+        # Beyond the range of the lens its polynomial folds over, and reaches pixels from the opposite side.
+        folded = (equidistant * plane).sum(dim=-1, keepdim=True) < 0
+        outside = folded | (theta > self.max_angle) | theta.isnan()
         direction = equidistant * torch.where(theta < 1e-12, 1, torch.sin(theta) / theta.clamp(min=1e-12))
         return torch.cat((direction, torch.cos(theta)), dim=-1).masked_fill(outside, torch.nan)
 

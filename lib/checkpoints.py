@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from lib.errors import InputError
@@ -32,12 +31,16 @@ PUBLISHED_PREFIXES = {
 def load_network(path: Path) -> UmeTrack:
     """The network in evaluation mode with the weights of a file: ours (.safetensors) or the published checkpoint.
 
-    Never unpickles anything but tensors. Raises InputError if the file is missing, is no state dict, or does not fit the
-    network it claims to be; the message lists the parameters concerned.
+    Never unpickles anything but tensors. Raises InputError if the file is missing, is no state dict, or does not fit
+    the network it claims to be; the message lists the parameters concerned.
     """
     if not path.is_file():
-        raise InputError(f"no weights at {path}: expected a .safetensors file of this project or the published checkpoint")
-    config, weights = _read_safetensors(path) if path.suffix == ".safetensors" else (NetworkConfig(), _read_published(path))
+        raise InputError(
+            f"no weights at {path}: expected a .safetensors file of this project or the published checkpoint"
+        )
+    config, weights = (
+        _read_safetensors(path) if path.suffix == ".safetensors" else (NetworkConfig(), _read_published(path))
+    )
     with torch.device("meta"):
         network = UmeTrack(config)
     check_names_and_shapes(weights, network.state_dict(), source=path)
@@ -50,7 +53,7 @@ def save_network(network: UmeTrack, path: Path, metadata: Mapping[str, str] | No
     """Write weights and configuration to a .safetensors file, under its final name only when complete."""
     metadata = {"network": json.dumps(asdict(network.config)), **(metadata or {})}
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
-    write_atomically(path, lambda temporary: save_file(weights, temporary, metadata))
+    write_atomically(path, lambda temporary: temporary.write_bytes(save(weights, metadata)))
 
 
 def check_names_and_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: Path) -> None:
@@ -64,7 +67,9 @@ def check_names_and_shapes(weights: Mapping[str, Tensor], expected: Mapping[str,
     ]
     if problems:
         listing = "\n  ".join(problems)
-        raise InputError(f"{source} does not hold the weights of this network; {len(problems)} differences:\n  {listing}")
+        raise InputError(
+            f"{source} does not hold the weights of this network; {len(problems)} differences:\n  {listing}"
+        )
 
 
 def _read_safetensors(path: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
@@ -74,8 +79,10 @@ def _read_safetensors(path: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         settings = json.loads(metadata["network"])
         config = NetworkConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not a weights file of this project (safetensors with its network's configuration): {error}") from error
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path} is not a weights file of this project (safetensors with its network's configuration): {error}"
+        ) from error
     return config, {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
 
 
@@ -83,11 +90,17 @@ def _read_published(path: Path) -> dict[str, Tensor]:
     """The published state dict under our names; unknown names stay as they are, for the message."""
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged pickle raises nearly anything: IndexError, AssertionError, struct.error, ...
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} is not a checkpoint that can be read safely (a pickled dictionary of tensors): {reason}") from error
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise InputError(f"{path} holds a {type(weights).__name__}, expected a dictionary from parameter names to tensors")
+        raise InputError(
+            f"{path} is not a checkpoint that can be read safely (a pickled dictionary of tensors): {reason}"
+        ) from error
+    if not isinstance(weights, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()
+    ):
+        raise InputError(
+            f"{path} holds a {type(weights).__name__}, expected a dictionary from parameter names to tensors"
+        )
     return {_our_name(name): value for name, value in weights.items()}
 
 

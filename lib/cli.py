@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from lib.benchmarks import benchmark_tracking
+from lib.benchmarks import benchmark_tracking, benchmark_training
 from lib.checkpoints import load_network
 from lib.errors import InputError
-from lib.experiments import EXPERIMENTS, train_experiment
+from lib.experiments import EXPERIMENTS, PUBLISHED_NETWORK, REFERENCE_NETWORK, train_experiment
 from lib.files import read_hand
 from lib.metrics import auc, mpjpa, mpjpe, pck
 from lib.network import UmeTrack
@@ -94,12 +94,22 @@ def describe(tracks: Tracks) -> str:
 
 
 def benchmark(options: argparse.Namespace) -> None:
-    """Time the tracker and print a table of stages."""
+    """Time tracking, training or rendering and print a table."""
     if options.threads:
         torch.set_num_threads(options.threads)
-    network = load_network(options.weights) if options.weights else UmeTrack()
-    table = benchmark_tracking(read_recording(options.recording), network, options.device, options.repeats)
-    print(table.to_string(index=False, float_format="{:.2f}".format))
+    if options.what == "tracking":
+        if options.recording is None:
+            raise InputError("benchmark tracking needs --recording FILE.mp4")
+        network = load_network(options.weights) if options.weights else UmeTrack()
+        table = benchmark_tracking(read_recording(options.recording), network, options.device, options.repeats)
+    elif options.what == "training":
+        networks = {"published": PUBLISHED_NETWORK, "reference": REFERENCE_NETWORK}
+        table = benchmark_training(networks, options.device, steps=4 * options.repeats)
+    else:
+        from lib.rendered.benchmark import benchmark_rendering
+
+        table = benchmark_rendering(options.workers, options.repeats)
+    print(table.to_string(index=False, float_format="{:.2f}".format, na_rep=""))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -142,12 +152,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--compile", action=argparse.BooleanOptionalAction, help="compile the backbone")
     command.add_argument("--device", default=device)
 
-    command = commands.add_parser("benchmark", help="time the stages of the tracker")
+    command = commands.add_parser("benchmark", help="time tracking, training or rendering")
     command.set_defaults(run=benchmark)
-    command.add_argument("what", choices=("tracking",))
-    command.add_argument("--recording", type=Path, required=True)
+    command.add_argument("what", choices=("tracking", "training", "rendering"))
+    command.add_argument("--recording", type=Path, help="what is tracked")
     command.add_argument("--weights", type=Path, help="default: the published network with random weights")
-    command.add_argument("--repeats", type=_positive, default=5, help="passes over the recording")
+    command.add_argument("--repeats", type=_positive, default=5, help="how often everything is measured")
+    command.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes that render")
     command.add_argument("--threads", type=_positive, help="CPU threads (default: as torch chooses)")
     command.add_argument("--device", type=_device, default=device)
     return parser

@@ -34,7 +34,8 @@ def crop_points(model: HandModel, joint_angles: Angles, world_from_wrist: Poses)
     code; §3.1 speaks of the tracked keypoints only.
     """
     postures = torch.stack(
-        torch.broadcast_tensors(joint_angles, model.mid_range_angles.to(joint_angles), torch.zeros_like(joint_angles)), dim=-2
+        torch.broadcast_tensors(joint_angles, model.mid_range_angles.to(joint_angles), torch.zeros_like(joint_angles)),
+        dim=-2,
     )
     return model.landmarks(postures, world_from_wrist[..., None, :, :]).flatten(-3, -2)
 
@@ -113,11 +114,12 @@ def warp(
 ) -> UInt8[np.ndarray, "crops size size"]:
     """What the crop cameras see: bilinear samples of one source image each, black outside it or behind its camera.
 
-    `sources` and `crops` are batches of one camera per crop with common centres. Deviation: OpenCV's fixed-point bilinear
-    weights, within one grey level of exact ones.
+    `sources` and `crops` are batches of one camera per crop with common centres. Deviation: OpenCV's fixed-point
+    bilinear weights, within one grey level of exact ones.
     """
     maps = source_pixels(sources, crops)
-    return np.stack([sample(image, pixels) for image, pixels in zip(images, maps, strict=True)])
+    pictures = [sample(image, pixels) for image, pixels in zip(images, maps, strict=True)]
+    return np.array(pictures, np.uint8).reshape(maps.shape[:-1])  # also where there is none
 
 
 def sample(
@@ -130,7 +132,9 @@ def sample(
 def source_pixels(sources: PosedCamera, crops: PosedCamera) -> Float32[np.ndarray, "crops size size 2"]:
     """Where each pixel of each crop lies in its source image, float32; far outside if behind the source camera."""
     camera = crops.camera.to(dtype=torch.float32)
-    row, column = torch.meshgrid(*(torch.arange(size, dtype=torch.float32) for size in (camera.height, camera.width)), indexing="ij")
+    row, column = torch.meshgrid(
+        *(torch.arange(size, dtype=torch.float32) for size in (camera.height, camera.width)), indexing="ij"
+    )
     grid = torch.stack((column, row)).flatten(1)
     slopes = (grid - camera.center_px[:, :, None]) / camera.focal_px[:, :, None]
     rotation = (invert(sources.world_from_camera) @ crops.world_from_camera)[:, :3, :3].float()

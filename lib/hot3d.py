@@ -112,7 +112,9 @@ def _read_folder(folder: Path) -> Hot3dClip:
         streams = [calibration["stream_id"] for calibration in calibrations]
         return Hot3dClip(
             camera={s: camera_from_calibration(c) for s, c in zip(streams, calibrations, strict=True)},
-            world_from_camera={s: world_from_headset @ pose for s, pose in zip(streams, headset_from_camera, strict=True)},
+            world_from_camera={
+                s: world_from_headset @ pose for s, pose in zip(streams, headset_from_camera, strict=True)
+            },
             hand_model=read_hand(folder / "umetrack_hand_user_profile.json"),
             **labels,
         )
@@ -173,7 +175,9 @@ def _headset_path(path: Path, timestamps: Sequence[int]) -> Float[Tensor, "frame
         rows = {int(row["timestamp[ns]"]): row for row in csv.DictReader(path.read_text().splitlines())}
         missing = [time for time in timestamps if time not in rows]
         if missing:
-            raise InputError(f"no headset pose at {len(missing)} of {len(timestamps)} labelled times, first {missing[0]} ns")
+            raise InputError(
+                f"no headset pose at {len(missing)} of {len(timestamps)} labelled times, first {missing[0]} ns"
+            )
         chosen = [rows[time] for time in timestamps]
         rotation = quaternion_rotation(float64([[float(row[f"q_wo_{a}"]) for a in "wxyz"] for row in chosen]))
         return homogeneous(rotation, float64([[float(row[f"t_wo_{a}[m]"]) for a in "xyz"] for row in chosen]))
@@ -181,5 +185,7 @@ def _headset_path(path: Path, timestamps: Sequence[int]) -> Float[Tensor, "frame
 
 def _poses(stored: Sequence[Mapping]) -> Float[Tensor, "poses 4 4"]:
     """4x4 transforms from quaternions (real part first) and translations."""
-    quaternions, translations = (float64([pose[name] for pose in stored]) for name in ("quaternion_wxyz", "translation_xyz"))
+    quaternions, translations = (
+        float64([pose[name] for pose in stored]) for name in ("quaternion_wxyz", "translation_xyz")
+    )
     return homogeneous(quaternion_rotation(quaternions), translations)

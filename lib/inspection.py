@@ -108,6 +108,21 @@ def _hand_frames(recording: Recording) -> pd.DataFrame:
     return table[recording.labelled.T.flatten().numpy()]
 
 
+def summary(frames: pd.DataFrame) -> pd.DataFrame:
+    """Counts and medians of `hand_frames` by protocol."""
+    named = frames.assign(recording=frames.user + "/" + frames.recording, two_views=100.0 * (frames.views >= 2))
+    return named.groupby("protocol").agg(
+        users=("user", "nunique"),
+        recordings=("recording", "nunique"),
+        hand_frames=("frame", "size"),
+        two_views_percent=("two_views", "mean"),
+        median_distance_m=("distance_m", "median"),
+        median_speed_m_s=("speed_m_s", "median"),
+        label_mpjpa=("jitter_mm", "mean"),
+        pinch_frames=("pinch", "sum"),
+    )
+
+
 def joint_angles(recordings: Iterable[Recording]) -> Float[np.ndarray, "hand_frames 20"]:
     """Finger joint angles of every labelled hand and frame, rad."""
     return np.concatenate([r.joint_angles[r.labelled][:, :NUM_FINGER_JOINTS].numpy() for r in recordings])

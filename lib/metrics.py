@@ -28,7 +28,9 @@ def mpjpe(tracked_mm: Keypoints, true_mm: Keypoints, valid: Valid) -> float:
     return _mean(landmark_errors(tracked_mm, true_mm)[valid])
 
 
-def landmark_accelerations(keypoints_mm: Keypoints, valid: Valid) -> tuple[Float[np.ndarray, "hands inner 21"], Valid]:
+def landmark_accelerations(
+    keypoints_mm: Keypoints, valid: Valid
+) -> tuple[Float[np.ndarray, "hands inner 21"], Bool[np.ndarray, "hands inner"]]:
     """|x(t+1) + x(t-1) - 2 x(t)| per landmark, mm per frame², and where all three frames are valid."""
     acceleration = keypoints_mm[:, 2:] + keypoints_mm[:, :-2] - 2 * keypoints_mm[:, 1:-1]
     return np.linalg.norm(acceleration, axis=-1), valid[:, 2:] & valid[:, 1:-1] & valid[:, :-2]

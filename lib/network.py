@@ -9,6 +9,7 @@ takes any mix of hands seen by one or two cameras. The temporal state is passed 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -25,6 +26,8 @@ BACKBONE_FOCAL_PX = 200.0
 MIN_SIGMA = 1e-5
 
 Features = Float[Tensor, "hands channels height width"]
+PairFeatures = Float[Tensor, "pairs channels height width"]
+"""Features of those hands that two cameras see."""
 Poses = Float[Tensor, "hands 4 4"]
 
 
@@ -49,8 +52,8 @@ class NetworkConfig:
         if len(self.widths) != len(self.blocks) or CROP_SIZE // stride != FEATURE_SIZE:
             stages = {"convolution": 4, "unshuffle": 3}[self.stem]
             raise ValueError(
-                f"a network with a {self.stem} stem needs {stages} stages to end at {FEATURE_SIZE}x{FEATURE_SIZE} features, "
-                f"got widths {self.widths} and blocks {self.blocks}"
+                f"a network with a {self.stem} stem needs {stages} stages to end at {FEATURE_SIZE}x{FEATURE_SIZE} "
+                f"features, got widths {self.widths} and blocks {self.blocks}"
             )
 
 
@@ -62,7 +65,7 @@ class Crops:
     hand 0 left, 1 right. Where `two_views` is False the second view is ignored.
     """
 
-    images: Float[Tensor, "hands 2 {CROP_SIZE} {CROP_SIZE}"]
+    images: Float[Tensor, f"hands 2 {CROP_SIZE} {CROP_SIZE}"]
     focal_px: Float[Tensor, "hands 2"]
     camera_from_world: Float[Tensor, "hands 2 4 4"]
     hand: Int[Tensor, "hands"]
@@ -80,7 +83,7 @@ class TemporalState:
     A hand that is not `tracked` starts from zeros.
     """
 
-    memory: Float[Tensor, "hands {MEMORY_CHANNELS} {FEATURE_SIZE} {FEATURE_SIZE}"]
+    memory: Float[Tensor, f"hands {MEMORY_CHANNELS} {FEATURE_SIZE} {FEATURE_SIZE}"]
     camera_from_world: Poses
     tracked: Bool[Tensor, "hands"]
 
@@ -118,9 +121,9 @@ class HandPrediction:
     network's uncertainty of each landmark, which the paper does not mention.
     """
 
-    joint_angles: Float[Tensor, "hands {NUM_JOINTS}"]
+    joint_angles: Float[Tensor, f"hands {NUM_JOINTS}"]
     world_from_wrist: Poses
-    landmark_sigma: Float[Tensor, "hands {NUM_LANDMARKS}"]
+    landmark_sigma: Float[Tensor, f"hands {NUM_LANDMARKS}"]
     scale: Float[Tensor, "hands"] | None = None
 
 
@@ -134,7 +137,9 @@ class UmeTrack(nn.Module):
         super().__init__()
         self.config = config = config or NetworkConfig()
         self.backbone = Backbone(config)
-        self.fusion = _pointwise_layers((2 * FEATURE_CHANNELS, 108, FEATURE_CHANNELS, FEATURE_CHANNELS), batch_norm=True)
+        self.fusion = _pointwise_layers(
+            (2 * FEATURE_CHANNELS, 108, FEATURE_CHANNELS, FEATURE_CHANNELS), batch_norm=True
+        )
         known_channels = FEATURE_CHANNELS
         if config.temporal_module:
             channels = MEMORY_CHANNELS + FEATURE_CHANNELS
@@ -151,7 +156,7 @@ class UmeTrack(nn.Module):
         self.regressor_unknown = Regressor(FEATURE_CHANNELS, predicts_scale=True)
 
     def features(self, crops: Crops, state: TemporalState) -> tuple[Features, TemporalState]:
-        """Features with 3D and temporal context in the reference camera of each hand, and the state after this frame."""
+        """Features with 3D and temporal context in each hand's reference camera, and the state after this frame."""
         return self.remember(self.extract(crops), crops, state)
 
     def extract(self, crops: Crops) -> Features:
@@ -163,14 +168,17 @@ class UmeTrack(nn.Module):
             return _where_two_views(two, first, self.fusion, first[two], second)
         return self._place_features(crops, first.float(), second.float())
 
-    def _place_features(self, crops: Crops, first: Features, second: Features) -> Features:
+    def _place_features(self, crops: Crops, first: Features, second: PairFeatures) -> Features:
         two, lens = crops.two_views, _focal_scaling(crops.focal_px)
         first_from_second = crops.camera_from_world[two, 0] @ invert(crops.camera_from_world[two, 1])
         moved = feature_transform(second, lens[two, 0].inverse() @ first_from_second @ lens[two, 1])
         return feature_transform(_where_two_views(two, first, self.fusion, first[two], moved), lens[:, 0])
 
     def remember(self, features: Features, crops: Crops, state: TemporalState) -> tuple[Features, TemporalState]:
-        """The temporal module: mixes the memory, moved to the current reference camera, into the features. Source: §3.2."""
+        """The temporal module: mixes the memory, moved to the current reference camera, into the features.
+
+        Source: §3.2.
+        """
         camera_from_world = crops.camera_from_world[:, 0].to(features)
         tracked = torch.ones_like(state.tracked)
         if not self.config.temporal_module:
@@ -219,7 +227,7 @@ class Backbone(nn.Module):
             channels = width
         self.head = nn.Conv2d(channels, FEATURE_CHANNELS, 1)
 
-    def forward(self, images: Float[Tensor, "views 1 {CROP_SIZE} {CROP_SIZE}"]) -> Features:
+    def forward(self, images: Float[Tensor, f"views 1 {CROP_SIZE} {CROP_SIZE}"]) -> Features:
         return self.head(self.stages(self.stem(images)))
 
 
@@ -238,20 +246,27 @@ class ResidualBlock(nn.Module):
                 nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
             )
 
-    def forward(self, x: Features) -> Features:
+    def forward(
+        self, x: Float[Tensor, "views channels_in height_in width_in"]
+    ) -> Float[Tensor, "views channels height width"]:
         residual = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
         return torch.relu(residual + self.shortcut(x))
 
 
 class Regressor(nn.Module):
-    """Two residual blocks and a 1x1 convolution, averaged: angles, root points, (log scale,) sigmas. Source: Figure 4."""
+    """Two residual blocks and a 1x1 convolution, averaged: angles, root points, (log scale,) sigmas.
+
+    Source: Figure 4.
+    """
 
     def __init__(self, channels: int, predicts_scale: bool):
         super().__init__()
         points = root_points()
         self.sizes = (NUM_FINGER_JOINTS, points.numel(), int(predicts_scale), NUM_LANDMARKS)
         self.layers = nn.Sequential(
-            ResidualBlock(channels, channels), ResidualBlock(channels, channels), nn.Conv2d(channels, sum(self.sizes), 1)
+            ResidualBlock(channels, channels),
+            ResidualBlock(channels, channels),
+            nn.Conv2d(channels, sum(self.sizes), 1),
         )
         self.register_buffer("root_points", points, persistent=False)
 
@@ -271,7 +286,8 @@ class Regressor(nn.Module):
 def feature_transform(features: Features, b_from_a: Poses) -> Features:
     """The feature transform layer (FTL): takes the channels as 3D points of frame a and gives them in frame b.
 
-    The first third of the channels holds x, then y, then z. Source: Eq. 1, after Worrall et al. 2017, Remelli et al. 2020.
+    The first third of the channels holds x, then y, then z. Source: Eq. 1, after Worrall et al. 2017 and Remelli et al.
+    2020.
     """
     points = features.unflatten(1, (3, -1)).flatten(2)
     b_from_a = b_from_a.to(features)
@@ -279,7 +295,7 @@ def feature_transform(features: Features, b_from_a: Poses) -> Features:
 
 
 def root_points() -> Float[Tensor, "7 3"]:
-    """The points of the wrist frame, 0.1 m from its origin, whose camera coordinates encode the root pose. Source: §3.2."""
+    """Points of the wrist frame, 0.1 m from its origin, whose camera coordinates encode the root pose. Source: §3.2."""
     corners = torch.tensor([[-1.0, -1, 0], [-1, 0, -1], [0, -1, -1]]) / 2**0.5
     return 0.1 * torch.cat((torch.zeros(1, 3), torch.eye(3), corners))
 
@@ -290,7 +306,7 @@ def _focal_scaling(focal_px: Float[Tensor, "hands 2"]) -> Float[Tensor, "hands 2
     return torch.diag_embed(torch.stack((one, one, focal_px / BACKBONE_FOCAL_PX, one), dim=-1))
 
 
-def _where_two_views(two: Bool[Tensor, "hands"], single: Features, fusion: nn.Module, *views: Features) -> Features:
+def _where_two_views(two: Bool[Tensor, "hands"], single: Features, fusion: nn.Module, *views: PairFeatures) -> Features:
     """The features of one-view hands as they are, those of two-view hands fused from `views`. Source: Eq. 2."""
     if not len(views[0]):
         return single
@@ -300,7 +316,7 @@ def _where_two_views(two: Bool[Tensor, "hands"], single: Features, fusion: nn.Mo
 def _pointwise_layers(channels: tuple[int, ...], batch_norm: bool) -> nn.Sequential:
     """1x1 convolutions with ReLU between them, and batch normalisation before it where asked for."""
     layers = nn.Sequential()
-    for index, (channels_in, channels_out) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
+    for index, (channels_in, channels_out) in enumerate(pairwise(channels)):
         layers.append(nn.Conv2d(channels_in, channels_out, 1))
         if index < len(channels) - 2:
             layers.extend([nn.BatchNorm2d(channels_out), nn.ReLU()] if batch_norm else [nn.ReLU()])

@@ -29,7 +29,7 @@ def draw_hand(
     color: tuple[int, int, int],
     thickness: int = 2,
 ) -> None:
-    """Draw the skeleton of a hand (m, world) into an RGB picture; landmarks outside the view of the lens are left out."""
+    """Draw the skeleton of a hand (m, world) into an RGB picture; landmarks behind the camera are left out."""
     points = torch.from_numpy(landmarks_world).double()
     pixels = camera.project(points)
     near = camera.to_camera(points)[..., 2] > 0
@@ -50,7 +50,9 @@ def overlay_frames(recording: Recording, tracks: Tracks) -> Iterator[UInt8[np.nd
             picture = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
             for hand, color in enumerate(HAND_COLORS):
                 if tracks.valid_tracking[hand, frame]:
-                    draw_hand(picture, recording.cameras(frame)[index], tracks.tracked_keypoints[hand, frame] / MM, color)
+                    draw_hand(
+                        picture, recording.cameras(frame)[index], tracks.tracked_keypoints[hand, frame] / MM, color
+                    )
             views.append(picture)
         yield np.concatenate(views, axis=1)
 

@@ -158,7 +158,7 @@ def _fisheye62(labels: Mapping) -> Fisheye62:
     models = {camera["DistortionModel"] for camera in stored}
     if models != {"FishEye62"}:
         raise InputError(f"unknown camera models {sorted(models)}: a recording knows FishEye62")
-    width, height = _common_size([(camera["ImageSizeX"], camera["ImageSizeY"]) for camera in stored])
+    width, height = _common_size([(int(camera["ImageSizeX"]), int(camera["ImageSizeY"])) for camera in stored])
 
     def column(*names: str) -> Tensor:
         return float64(
@@ -169,10 +169,10 @@ def _fisheye62(labels: Mapping) -> Fisheye62:
     return Fisheye62(width, height, column("fx", "fy"), column("cx", "cy"), distortion)
 
 
-def _common_size(sizes: Sequence[tuple[float, float]]) -> tuple[int, int]:
+def _common_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     if len(set(sizes)) != 1:
         raise InputError(f"the cameras of a recording must share one image size, got {sorted(set(sizes))}")
-    return int(sizes[0][0]), int(sizes[0][1])
+    return sizes[0]
 
 
 def _scaled(transforms: Float[Tensor, "*batch 4 4"], factor: float) -> Float[Tensor, "*batch 4 4"]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pandas as pd
+from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
 from lib.files import write_atomically
@@ -23,6 +26,13 @@ def save_figure(figure: Figure, profile: str, name: str) -> None:
     folder = results_folder(profile) / "figures"
     write_atomically(folder / f"{name}.png", lambda path: figure.savefig(path, metadata={"Software": None}))
     write_atomically(folder / f"{name}.svg", lambda path: figure.savefig(path, metadata={"Date": None}))
+
+
+def save_picture(picture: UInt8[np.ndarray, "height width"], profile: str, name: str) -> Path:
+    """Write figures/<name>.png with the pixels as they are, and return its path."""
+    path = results_folder(profile) / "figures" / f"{name}.png"
+    write_atomically(path, lambda temporary: temporary.write_bytes(cv2.imencode(".png", picture)[1].tobytes()))
+    return path
 
 
 def save_table(table: pd.DataFrame, profile: str, name: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lib.cameras import PosedCamera
-from lib.crops import crop_cameras, crop_points, select_views, sees_hand, warp
+from lib.crops import crop_cameras, crop_points, sees_hand, select_views, warp
 from lib.errors import InputError
 from lib.files import MM, write_atomically
 from lib.hands import HandModel, for_hand
@@ -76,7 +77,7 @@ def prepare_for_inference(network: UmeTrack) -> UmeTrack:
 
 def _fold_batch_norms(module: nn.Module) -> None:
     names = [name for name, _ in module.named_children()]
-    for first, second in zip(names[:-1], names[1:], strict=True):
+    for first, second in pairwise(names):
         convolution, norm = getattr(module, first), getattr(module, second)
         if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
             setattr(module, first, fuse_conv_bn_eval(convolution, norm))
@@ -97,7 +98,11 @@ def make_crops(
 
 
 def choose_crop_cameras(
-    cameras: PosedCamera, mounting_angles: Float[Tensor, "cameras"], model: HandModel, labels: HandLabels, min_views: int
+    cameras: PosedCamera,
+    mounting_angles: Float[Tensor, "cameras"],
+    model: HandModel,
+    labels: HandLabels,
+    min_views: int,
 ) -> tuple[Int[Tensor, "tracked"], Bool[Tensor, "tracked cameras"], PosedCamera]:
     """The hands to track, the cameras chosen for each, and all their crop cameras, batch (tracked, cameras)."""
     hands = torch.arange(HANDS)
@@ -144,7 +149,7 @@ class Tracker:
         """Track with a known skeleton, `model` (the recording's own, or a calibrated one)."""
         tracked = np.zeros((HANDS, len(recording), 21, 3))
         valid = np.zeros((HANDS, len(recording)), bool)
-        for frame, hands, crops, prediction in self._run(recording, self._predict_known(model), min_views=1):
+        for frame, hands, _, prediction in self._run(recording, self._predict_known(model), min_views=1):
             landmarks = model.landmarks(
                 prediction.joint_angles.double().cpu(), for_hand(prediction.world_from_wrist.double().cpu(), hands)
             )
@@ -163,7 +168,9 @@ class Tracker:
             if len(scales) >= samples:
                 break
         if not scales:
-            raise InputError(f"{recording.video}: no frame shows a labelled hand to two cameras; its scale cannot be calibrated")
+            raise InputError(
+                f"{recording.video}: no frame shows a labelled hand to two cameras; its scale cannot be calibrated"
+            )
         return float(np.mean(scales[:samples]))
 
     def track_unknown(self, recording: Recording, generic: HandModel, samples: int = CALIBRATION_SAMPLES) -> Tracks:
@@ -178,7 +185,6 @@ class Tracker:
     def _predict_unknown(self, features: Tensor, crops: Crops) -> HandPrediction:
         return self.network.unknown(features, crops)
 
-    @torch.inference_mode()
     def _run(
         self, recording: Recording, predict: Callable[[Tensor, Crops], HandPrediction], min_views: int
     ) -> Iterator[tuple[int, Int[Tensor, "tracked"], Crops, HandPrediction]]:
@@ -189,11 +195,15 @@ class Tracker:
             labels = HandLabels(
                 recording.joint_angles[frame], recording.world_from_wrist[frame], recording.labelled[frame]
             )
-            hands, crops = make_crops(images, recording.cameras(frame), recording.mounting_angles, model, labels, min_views)
+            hands, crops = make_crops(
+                images, recording.cameras(frame), recording.mounting_angles, model, labels, min_views
+            )
             if len(hands):
                 crops = crops.to(self.device)
-                features, after = self.network.features(crops, state[hands])
-                yield frame, hands, crops, predict(features, crops)
+                with torch.inference_mode():
+                    features, after = self.network.features(crops, state[hands])
+                    prediction = predict(features, crops)
+                yield frame, hands, crops, prediction
             state = TemporalState.untracked(HANDS, self.device)
             if len(hands):
                 state = state.update(hands, after)

@@ -117,7 +117,7 @@ class Run:
         quiet = {"disable": True} if self.rank else {}  # else as TQDM_DISABLE says
         with tqdm(total=config.steps, initial=self.step, desc=self.folder.name, unit="step", **quiet) as progress:
             while self.step < config.steps:
-                row = self._one_step()
+                row = self.one_step()
                 progress.update()
                 progress.set_postfix(mpjpe_mm=f"{row['known_mpjpe_mm']:.1f}", refresh=False)
                 if time.monotonic() - last_saved > save_seconds:
@@ -129,7 +129,8 @@ class Run:
             save_network(self.network.half(), weights, about)
         return self.network.float()
 
-    def _one_step(self) -> dict[str, int | float]:
+    def one_step(self) -> dict[str, int | float]:
+        """Train one step and return its row of the log: losses, errors, seconds so far, seconds spent on the batch."""
         started = time.perf_counter()
         batch = self._batch()
         waited = time.perf_counter() - started
@@ -143,7 +144,8 @@ class Run:
         losses.total.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_norm)
         self.optimizer.step()
-        row = {"step": self.step, "gradient_norm": float(norm)}
+        crops = len(batch.crops.two_views) + int(batch.crops.two_views.sum())
+        row = {"step": self.step, "crops": crops, "gradient_norm": float(norm)}
         row |= {name: float(value.detach()) for name, value in losses.terms.items()}
         self.step += 1
         if self.step % self.config.validation_every == 0 or self.step == self.config.steps:
@@ -242,7 +244,7 @@ def fit_to_minutes(
     else:
         with TemporaryDirectory() as scratch:
             run = Run(Path(scratch), config, data, generic_hand, device)
-            seconds = [run._one_step()["seconds"] for _ in range(15)]
+            seconds = [run.one_step()["seconds"] for _ in range(15)]
         steps = max(2, int(60 * minutes / ((seconds[-1] - seconds[4]) / 10)))
     return replace(config, steps=steps, pose_steps=steps * config.pose_steps // config.steps)
 

@@ -50,7 +50,7 @@ def quaternion_rotation(quaternion_wxyz: Float[Tensor, "*batch 4"]) -> Float[Ten
 
 
 def nearest_rotation(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3 3"]:
-    """The rotation R (determinant +1) that maximises tr(R^T matrix), with a gradient that is finite wherever R is unique.
+    """The rotation R (determinant +1) that maximises tr(R^T matrix); its gradient is finite wherever R is unique.
 
     Autograd through an SVD divides by differences of singular values, which vanish for the symmetric root points of
     the paper; the derivative of R itself only divides by their sums.
@@ -63,11 +63,13 @@ def nearest_rotation(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*bat
 class _NearestRotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx, matrix):
-        left, singular, right_t = torch.linalg.svd(matrix)
+        broken = ~torch.isfinite(matrix).all(dim=-1).all(dim=-1)[..., None, None]  # LAPACK refuses; pass it on as NaN
+        left, singular, right_t = torch.linalg.svd(matrix.masked_fill(broken, 0.0))
         handedness = torch.linalg.det(left @ right_t).sign()
         signs = torch.ones_like(singular)
         signs[..., 2] = handedness
         rotation = (left * signs[..., None, :]) @ right_t
+        rotation = rotation.masked_fill(broken, torch.nan)
         ctx.save_for_backward(rotation, right_t.mT, singular * signs)
         return rotation
 

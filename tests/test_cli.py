@@ -1,0 +1,235 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TinyRecording, tiny_recording, write_gray_video
+
+from lib.cli import main
+from lib.metrics import mpjpe
+
+FRAMES = 4
+
+
+@pytest.fixture
+def files(tmp_path, weights) -> dict[str, str]:
+    """A tiny recording, weights and a generic hand, by the name of their option."""
+    video = tiny_recording(FRAMES).write(tmp_path)
+    hand = tmp_path / "hand.json"
+    hand.write_text(json.dumps(json.loads(video.with_suffix(".json").read_text())["hand_model"]))
+    return {"recording": str(video), "--weights": str(weights), "--generic-hand": str(hand)}
+
+
+@pytest.fixture
+def results(tmp_path) -> Path:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    return folder
+
+
+def track(files: dict[str, str], results: Path, *more: str) -> int:
+    options = [part for name, value in files.items() if name.startswith("--") for part in (name, value)]
+    return main(["track", files["recording"], *options, "--output", str(results / "tracks.npz"), *more])
+
+
+@pytest.mark.parametrize("skeleton", ["known", "unknown"])
+def test_track(files, results, capsys, skeleton):
+    assert track(files, results, "--skeleton", skeleton) == 0
+    assert [path.name for path in results.iterdir()] == ["tracks.npz"]
+    with np.load(results / "tracks.npz", allow_pickle=False) as stored:
+        tracks = dict(stored)
+    shapes = {
+        "tracked_keypoints": (2, FRAMES, 21, 3),
+        "gt_keypoints": (2, FRAMES, 21, 3),
+        "valid_tracking": (2, FRAMES),
+    }
+    if skeleton == "unknown":
+        shapes["scale"] = ()
+    assert {name: value.shape for name, value in tracks.items()} == shapes
+    printed = capsys.readouterr().out
+    error = mpjpe(tracks["tracked_keypoints"], tracks["gt_keypoints"], tracks["valid_tracking"])
+    assert "tracked hand-frames     8 of 8" in printed
+    assert f"MPJPE                   {error:.2f} mm" in printed
+    assert ("scale of generic hand" in printed) == (skeleton == "unknown")
+
+
+def test_calibration_samples(files, results, capsys):
+    """One sample gives another scale than the average of all eight."""
+    for samples in ("1", "8"):
+        assert track(files, results, "--skeleton", "unknown", "--calibration-samples", samples) == 0
+    scales = [line for line in capsys.readouterr().out.splitlines() if line.startswith("scale of generic hand")]
+    assert len(set(scales)) == 2
+
+
+def test_overlay_has_every_frame_of_the_recording(files, results):
+    overlay = results / "overlay.mp4"
+    assert track(files, results, "--overlay", str(overlay)) == 0
+    with av.open(str(overlay)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert [frame.shape for frame in frames] == [(48, 4 * 64, 3)] * FRAMES
+    assert {path.name for path in results.iterdir()} == {"tracks.npz", "overlay.mp4"}
+
+
+def test_frames_without_camera_poses_do_not_count(files, results, capsys):
+    content = tiny_recording(FRAMES)
+    content.labels["camera_to_world_transforms"][0] = np.zeros((4, 4, 4)).tolist()
+    content.labels["camera_to_world_transforms"][1][3][0][0] = float("nan")
+    content.write(Path(files["recording"]).parent)
+    assert track(files, results) == 0
+    assert "tracked hand-frames     4 of 8" in capsys.readouterr().out
+    with np.load(results / "tracks.npz") as stored:
+        assert stored["valid_tracking"].tolist() == [[False, False, True, True]] * 2
+
+
+def test_a_recording_without_labels_has_no_metrics(files, results, capsys):
+    content = tiny_recording(FRAMES)
+    content.labels["hand_confidences"] = np.zeros((FRAMES, 2)).tolist()
+    content.write(Path(files["recording"]).parent)
+    assert track(files, results) == 0
+    printed = capsys.readouterr().out
+    assert "tracked hand-frames     0 of 8" in printed
+    assert "MPJPE                   nan mm" in printed
+
+
+def rewrite(change):
+    """A way to break a recording: `change` edits its content before it is written anew."""
+
+    def break_recording(files: dict[str, str]) -> None:
+        content = tiny_recording(FRAMES)
+        change(content)
+        content.write(Path(files["recording"]).parent)
+
+    return break_recording
+
+
+def unknown_camera_model(content: TinyRecording) -> None:
+    content.labels["cameras"][2]["DistortionModel"] = "Brown"
+
+
+def three_cameras(content: TinyRecording) -> None:
+    content.labels["cameras"].pop()
+
+
+def labels_of_another_length(content: TinyRecording) -> None:
+    for name in ("joint_angles", "wrist_transforms", "hand_confidences", "camera_to_world_transforms"):
+        content.labels[name].append(content.labels[name][0])
+
+
+def nothing_to_calibrate(content: TinyRecording) -> None:
+    content.labels["hand_confidences"] = np.zeros((FRAMES, 2)).tolist()
+
+
+def missing_json(files: dict[str, str]) -> None:
+    Path(files["recording"]).with_suffix(".json").unlink()
+
+
+def truncated_video(files: dict[str, str]) -> None:
+    video = Path(files["recording"])
+    video.write_bytes(video.read_bytes()[:-2000])
+
+
+def more_frames(files: dict[str, str]) -> None:
+    write_gray_video(Path(files["recording"]), tiny_recording(FRAMES + 2).images)
+
+
+def no_weights(files: dict[str, str]) -> None:
+    files["--weights"] += ".none"
+
+
+def wrong_weights(files: dict[str, str]) -> None:
+    files["--weights"] += ".torch"
+    torch.save({"weight": torch.zeros(2)}, files["--weights"])
+
+
+def no_state_dict(files: dict[str, str]) -> None:
+    files["--weights"] += ".torch"
+    torch.save([1, 2], files["--weights"])
+
+
+def pickled_code(files: dict[str, str]) -> None:
+    files["--weights"] += ".torch"
+    torch.save({"weight": Path("code")}, files["--weights"])
+
+
+def no_generic_hand(files: dict[str, str]) -> None:
+    del files["--generic-hand"]
+
+
+def broken_generic_hand(files: dict[str, str]) -> None:
+    Path(files["--generic-hand"]).write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("break_something", "messages"),
+    [
+        (missing_json, ["no file", "recording_00.json"]),
+        (truncated_video, ["recording_00.mp4"]),
+        (more_frames, ["holds more than 4 frames, but its json labels 4"]),
+        (rewrite(labels_of_another_length), ["holds 4 frames, but its json labels 5"]),
+        (rewrite(unknown_camera_model), ["unknown camera models ['Brown', 'FishEye62']", "knows FishEye62"]),
+        (rewrite(three_cameras), ["expected 4 cameras, got 3"]),
+        (rewrite(nothing_to_calibrate), ["no frame shows a labelled hand to two cameras"]),
+        (no_weights, ["no weights at"]),
+        (wrong_weights, ["missing backbone.stem.0.weight", "unexpected weight"]),
+        (no_state_dict, ["holds a list, expected a dictionary from parameter names to tensors"]),
+        (pickled_code, ["not a checkpoint that can be read safely"]),
+        (no_generic_hand, ["--skeleton unknown needs --generic-hand"]),
+        (broken_generic_hand, ["hand.json: the field 'landmark_rest_bone_indices' is missing"]),
+    ],
+)
+def test_bad_input(files, results, capsys, break_something, messages):
+    """Exit code 2, a message that says what is wrong, and no file left, not even a temporary one."""
+    break_something(files)
+    assert track(files, results, "--skeleton", "unknown", "--overlay", str(results / "overlay.mp4")) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert all(message in captured.err for message in messages)
+    assert captured.out == ""
+    assert not list(results.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--output", "--overlay"])
+def test_a_folder_is_no_file_to_write(files, results, capsys, option):
+    assert track(files, results, option, str(results)) == 2
+    assert "is a folder, expected the name of a file to write" in capsys.readouterr().err
+    assert not list(results.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--calibration-samples", "0"], "expected a positive whole number, got 0"),
+        (["--calibration-samples", "many"], "expected a positive whole number, got many"),
+        (["--device", "abacus"], "no device abacus here"),
+        (["--skeleton", "guessed"], "invalid choice: 'guessed'"),
+    ],
+)
+def test_wrong_usage(files, results, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        track(files, results, *arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list(results.iterdir())
+
+
+def test_benchmark_names_every_stage(files, capsys):
+    arguments = ["--recording", files["recording"], "--weights", files["--weights"], "--repeats", "1", "--threads", "1"]
+    assert main(["benchmark", "tracking", *arguments]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["stage", "device", "threads", "median_ms", "p95_ms"]
+    stages = ("decode video", "crop cameras", "warp crops", "network", "decode pose", "whole frame")
+    assert {row.split(" cpu ")[0].strip() for row in rows} == {*stages}
+
+
+def test_the_module_is_a_command(files, results):
+    missing_json(files)
+    command = [sys.executable, "-m", "lib", "track", files["recording"], "--weights", files["--weights"]]
+    command += ["--output", str(results / "tracks.npz")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no file")
+    assert not list(results.iterdir())

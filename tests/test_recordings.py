@@ -1,0 +1,284 @@
+import json
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from conftest import HEADSET_POSITIONS, MOUNTING_ANGLES_DEG, hand_in_front, headset, tiny_recording, write_gray_video
+from torch.testing import assert_close
+
+from lib.cameras import Fisheye62
+from lib.errors import InputError
+from lib.files import GENERIC_JOINT_LIMITS, hand_from_json, hand_to_json, read_hand, write_atomically
+from lib.recordings import decode_gray, labels_to_json, read_recording
+from lib.rendered.shape import generic_hand
+
+FRAMES = 4
+
+
+@pytest.fixture
+def tiny():
+    return tiny_recording(FRAMES)
+
+
+def test_labels_come_back_in_metres_and_radians(tiny, tmp_path):
+    recording = read_recording(tiny.write(tmp_path))
+    assert len(recording) == FRAMES
+    assert recording.labelled.all()
+    assert recording.pinch is None
+    positions = torch.tensor(HEADSET_POSITIONS, dtype=torch.float64)
+    assert_close(recording.world_from_camera[2, :, :3, 3], positions, atol=1e-12, rtol=0)
+    assert_close(recording.world_from_wrist[0, 1], hand_in_front(0.08), atol=1e-12, rtol=0)
+    assert_close(recording.joint_angles, torch.tensor(tiny.labels["joint_angles"], dtype=torch.float64))
+    assert_close(recording.mounting_angles, torch.deg2rad(torch.tensor(MOUNTING_ANGLES_DEG, dtype=torch.float64)))
+
+
+def test_cameras_come_back(tiny, tmp_path):
+    recording, expected = read_recording(tiny.write(tmp_path)), headset()
+    assert isinstance(recording.camera, Fisheye62)
+    points = torch.tensor([[0.02, 0.15, 0.3], [-0.1, 0.1, 0.4]], dtype=torch.float64).expand(4, 2, 3)
+    assert_close(recording.cameras(1).project(points), expected.project(points), atol=1e-9, rtol=0)
+    assert (recording.camera.width, recording.camera.height) == (64, 48)
+
+
+def test_labels_as_written_equal_labels_as_read(tiny, tmp_path):
+    tiny.labels["pinch"] = [[0, 1]] * FRAMES
+    written = labels_to_json(read_recording(tiny.write(tmp_path)))
+    assert written.keys() == tiny.labels.keys()
+    for name in written.keys() - {"cameras", "hand_model"}:
+        np.testing.assert_allclose(written[name], tiny.labels[name], atol=1e-9)
+    assert written["cameras"] == tiny.labels["cameras"]
+    for name, value in written["hand_model"].items():
+        np.testing.assert_allclose(value, tiny.labels["hand_model"][name], atol=1e-9)
+
+
+def test_hand_model_comes_back():
+    hand = generic_hand().to(dtype=torch.float64)
+    again = hand_from_json(json.loads(json.dumps(hand_to_json(hand))))
+    for name, value in vars(hand).items():
+        assert_close(getattr(again, name), value, atol=1e-15, rtol=0)
+
+
+def test_a_bare_hand_and_the_hand_of_a_recording_are_read_alike(tiny, tmp_path):
+    bare = tmp_path / "hand.json"
+    bare.write_text(json.dumps(tiny.labels["hand_model"]))
+    inside = tiny.write(tmp_path).with_suffix(".json")
+    assert_close(read_hand(bare).landmark_rest_positions, read_hand(inside).landmark_rest_positions)
+
+
+def test_tree_of_joints():
+    """Each finger's four joints hang on one another; bone frames follow joints 1, 2 and 3 of a finger."""
+    stored = hand_to_json(generic_hand())
+    assert stored["joint_parent"][4:8] == [255, 4, 5, 6]
+    assert stored["joint_first_child"][4:8] == [5, 6, 7, 255]
+    assert stored["joint_frame_index"][4:8] == [255, 5, 6, 7]
+    assert stored["joint_next_sibling"][4:8] == [8, 255, 255, 255]
+
+
+def test_hand_scale_is_applied(tiny):
+    stored = tiny.labels["hand_model"]
+    grown = hand_from_json({**stored, "hand_scale": 1.25})
+    for name in ("joint_rest_positions", "landmark_rest_positions", "mesh_vertices"):
+        assert_close(getattr(grown, name), 1.25 * getattr(hand_from_json(stored), name))
+
+
+def test_a_hand_without_mesh_and_limits(tiny):
+    stored = {
+        k: v for k, v in tiny.labels["hand_model"].items() if k not in ("mesh_vertices", "joint_limits", "hand_scale")
+    }
+    hand = hand_from_json(stored)
+    assert hand.mesh_vertices is None
+    assert torch.equal(hand.joint_limits, GENERIC_JOINT_LIMITS)
+
+
+def test_whole_numbers_may_be_written_with_a_point(tiny, tmp_path):
+    for camera in tiny.labels["cameras"]:
+        camera["ImageSizeX"] = float(camera["ImageSizeX"])
+    model = tiny.labels["hand_model"]
+    for name in ("landmark_rest_bone_indices", "mesh_triangles"):
+        model[name] = np.array(model[name], float).tolist()
+    recording = read_recording(tiny.write(tmp_path))
+    assert recording.hand_model.mesh_triangles.dtype == torch.int64
+    assert recording.camera.width == 64
+    assert next(recording.images()).shape == (4, 48, 64)
+
+
+@pytest.mark.parametrize("pixel_format", ["yuvj420p", "yuv420p"])
+def test_grey_levels_come_back(tiny, tmp_path, pixel_format):
+    """Full-range video as written, limited-range video expanded from 16..235."""
+    full_range = pixel_format == "yuvj420p"
+    video = tmp_path / "gray.mp4"
+    luma = tiny.images if full_range else np.round(16 + tiny.images * (219 / 255)).astype(np.uint8)
+    write_gray_video(video, luma, pixel_format)
+    decoded = np.stack(list(decode_gray(video)))
+    expected = np.concatenate(list(tiny.images.swapaxes(0, 1)), axis=-1)
+    assert np.abs(decoded.astype(int) - expected).max() <= (0 if full_range else 1)
+
+
+def test_views_come_one_after_the_other(tiny, tmp_path):
+    images = np.stack(list(read_recording(tiny.write(tmp_path)).images()))
+    np.testing.assert_array_equal(images, tiny.images)
+
+
+def test_grey_levels_equal_those_of_the_published_decoding(real):
+    """It converts to RGB and takes one channel."""
+    video = real / "recording" / "recording_00.mp4"
+    with av.open(str(video)) as container:
+        red = next(container.decode(video=0)).to_ndarray(format="rgb24")[..., 0]
+    assert np.abs(next(decode_gray(video)).astype(int) - red).max() <= 1
+
+
+def test_k5_and_k6_are_zero_where_the_file_carries_p3_and_p4(tiny, tmp_path):
+    for camera in tiny.labels["cameras"]:
+        camera["p3"], camera["p4"] = camera.pop("k5") + 1, camera.pop("k6") + 1
+    distortion = read_recording(tiny.write(tmp_path)).camera.distortion
+    assert not distortion[:, 4:6].any()
+    assert distortion[:, [0, 1, 2, 6, 7]].all()
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("joint_angles", np.full(22, NAN)),
+        ("wrist_transforms", np.full((4, 4), NAN)),
+        ("wrist_transforms", np.zeros((4, 4))),
+        ("hand_confidences", 0.0),
+        ("hand_confidences", NAN),
+    ],
+)
+def test_a_hand_without_a_valid_label_is_unlabelled(tiny, tmp_path, field, value):
+    stored = np.array(tiny.labels[field])
+    stored[1, 0] = value
+    tiny.labels[field] = stored.tolist()
+    recording = read_recording(tiny.write(tmp_path))
+    expected = torch.ones(FRAMES, 2, dtype=torch.bool)
+    expected[1, 0] = False
+    assert torch.equal(recording.labelled, expected)
+    assert recording.joint_angles.isfinite().all()
+    assert_close(torch.linalg.det(recording.world_from_wrist), torch.ones(FRAMES, 2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("broken", [np.zeros((4, 4)), np.full((4, 4), NAN)], ids=["zero", "nan"])
+@pytest.mark.parametrize("cameras", [slice(None), 2], ids=["all cameras", "one camera"])
+def test_a_frame_without_camera_poses_is_unlabelled(tiny, tmp_path, broken, cameras):
+    stored = np.array(tiny.labels["camera_to_world_transforms"])
+    stored[2, cameras] = broken
+    tiny.labels["camera_to_world_transforms"] = stored.tolist()
+    recording = read_recording(tiny.write(tmp_path))
+    assert recording.labelled.all(dim=1).tolist() == [True, True, False, True]
+    assert not recording.labelled[2].any()
+    assert recording.world_from_camera.isfinite().all()
+
+
+def put(*path_and_value):
+    """A change of labels: `put("cameras", 1, "fx", 3.0)` sets labels["cameras"][1]["fx"] = 3.0."""
+    *path, last, value = path_and_value
+
+    def change(labels: dict) -> None:
+        reduce(getitem, path, labels)[last] = value
+
+    return change
+
+
+def drop(*path):
+    """A change of labels that deletes an entry."""
+
+    def change(labels: dict) -> None:
+        del reduce(getitem, path[:-1], labels)[path[-1]]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop("joint_angles"), "the field 'joint_angles' is missing"),
+        (drop("cameras", 3), "expected 4 cameras, got 3"),
+        (put("cameras", 1, "DistortionModel", "Brown"), r"unknown camera models \['Brown', 'FishEye62'\]"),
+        (drop("cameras", 1, "k1"), "the field 'k1' is missing"),
+        (put("cameras", 1, "ImageSizeX", 640), "must share one image size"),
+        (drop("camera_to_world_transforms", 0), r"camera_to_world_transforms has shape \(3, 4, 4, 4\)"),
+        (drop("hand_confidences", 0), r"hand_confidences has shape \(3, 2\), expected \(4, 2\)"),
+        (drop("wrist_transforms", 0, 0), "wrist_transforms is not an array of numbers with equal rows"),
+        (put("joint_angles", 0, 0, 0, None), "joint_angles is not an array of numbers"),
+        (drop("hand_model", "joint_rotation_axes"), "the field 'joint_rotation_axes' is missing"),
+        (put("hand_model", "landmark_rest_bone_indices", 0, 0, 17), r"landmark_rest_bone_indices must lie in 0\.\.16"),
+        (put("hand_model", 3), "not in the expected form"),
+    ],
+)
+def test_malformed_labels(tiny, tmp_path, change, message):
+    change(tiny.labels)
+    with pytest.raises(InputError, match=message) as caught:
+        read_recording(tiny.write(tmp_path))
+    assert "recording_00.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".mp4"])
+def test_a_missing_file(tiny, tmp_path, suffix):
+    video = tiny.write(tmp_path)
+    video.with_suffix(suffix).unlink()
+    with pytest.raises(InputError, match=rf"no file .*recording_00\{suffix}"):
+        read_recording(video)
+
+
+def test_labels_that_are_no_json(tiny, tmp_path):
+    video = tiny.write(tmp_path)
+    video.with_suffix(".json").write_text('{"cameras": [')
+    with pytest.raises(InputError, match="is not valid JSON"):
+        read_recording(video)
+
+
+def drain(video: Path) -> int:
+    return sum(1 for _ in read_recording(video).images())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.95])
+def test_a_truncated_video(tiny, tmp_path, share):
+    video = tiny.write(tmp_path)
+    video.write_bytes(video.read_bytes()[: int(share * video.stat().st_size)])
+    with pytest.raises(InputError, match=r"recording_00\.mp4"):
+        drain(video)
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [(3, "holds 3 frames, but its json labels 4"), (6, "holds more than 4 frames, but its json labels 4")],
+)
+def test_a_video_of_another_length(tiny, tmp_path, frames, message):
+    video = tiny.write(tmp_path)
+    write_gray_video(video, tiny.images[np.arange(frames) % FRAMES])
+    with pytest.raises(InputError, match=message):
+        drain(video)
+
+
+@pytest.mark.parametrize("shape", [(3, 48, 64), (4, 46, 64), (4, 48, 62)], ids=str)
+def test_views_of_another_size(tiny, tmp_path, shape):
+    video = tiny.write(tmp_path)
+    views, height, width = shape
+    write_gray_video(video, np.zeros((FRAMES, *shape), np.uint8))
+    with pytest.raises(InputError, match=rf"shows {views * width}x{height} pixels, .* 64x48 side by side \(256x48\)"):
+        drain(video)
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    def write(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        write_atomically(tmp_path / "new" / "file.txt", write)
+    assert not list(tmp_path.rglob("*.txt"))
+
+
+def test_a_write_keeps_its_suffix_and_replaces_the_old_file(tmp_path):
+    path = tmp_path / "file.json"
+    path.write_text("old")
+    suffixes = []
+    write_atomically(path, lambda temporary: (suffixes.append(temporary.suffix), temporary.write_text("new")))
+    assert (path.read_text(), suffixes, len(list(tmp_path.iterdir()))) == ("new", [".json"], 1)
