@@ -1,0 +1,14 @@
+"""How the renderer's kernels are compiled."""
+
+import inspect
+
+from numba import njit
+
+
+def compiled(function):
+    """Compile with numba: cached on disk, without the interpreter's lock, exact arithmetic (no fastmath).
+
+    Division by zero gives infinities as in NumPy, which lets loops be vectorised. Where the import hook of jaxtyping
+    has wrapped the function in checks, the function inside is compiled.
+    """
+    return njit(cache=True, nogil=True, error_model="numpy")(inspect.unwrap(function))
