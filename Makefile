@@ -10,13 +10,15 @@ BIN := .venv/bin
 PYTHON := $(BIN)/python
 INSTALLED := .venv/requirements.lock
 RESULTS := results/$(PROFILE)
-DATA := data/$(PROFILE)/test.stamp
+TEST_DATA := data/$(PROFILE)/testing.json
+TRAINING_DATA := data/$(PROFILE)/training.json
+EXPERIMENT ?= full_temporal_loss
 
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 EXECUTED := $(NOTEBOOKS:%=$(RESULTS)/%)
 LIBRARY := $(shell find lib -type f -not -path '*/__pycache__/*')
 # What every notebook is made from, besides itself and the notebook before it.
-INPUTS := $(LIBRARY) $(INSTALLED)
+INPUTS := $(LIBRARY) $(INSTALLED) $(TEST_DATA)
 
 # One thread per core unless the caller knows better.
 export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),$(shell getconf _NPROCESSORS_ONLN))
@@ -82,19 +84,22 @@ notebooks: study ## run the study and keep its notebooks, outputs included, as t
 	cp -p $(EXECUTED) notebooks/
 
 .PHONY: smoke
-smoke: ## run the study at toy size
-	$(MAKE) study PROFILE=smoke
+smoke: ## train and run the study at toy size
+	$(MAKE) train study PROFILE=smoke
 
 .PHONY: data
-data: $(DATA) ## render the test recordings
+data: $(TEST_DATA) ## render the test recordings (three minutes)
 
-$(DATA): $(INSTALLED) $(filter lib/rendered/%,$(LIBRARY))
-	$(PYTHON) -m lib render --profile $(PROFILE) --split test --output $(@D)
-	@touch $@
+# Rendering keeps what is there and checks that it is of this version, so the index is the stamp.
+data/%/testing.json: | $(INSTALLED)
+	$(PYTHON) -m lib render --profile $* --split test --output $(@D)
+
+data/%/training.json: | $(INSTALLED)
+	$(PYTHON) -m lib render --profile $* --split train --output $(@D)
 
 .PHONY: train
-train: $(INSTALLED) ## train every model of the study
-	$(PYTHON) -m lib train --profile $(PROFILE)
+train: $(TRAINING_DATA) ## train EXPERIMENT (default: full_temporal_loss), or go on with it
+	$(PYTHON) -m lib train $(EXPERIMENT) --profile $(PROFILE) --resume
 
 # ---- checks ---------------------------------------------------------------------------------------------------------
 
@@ -111,7 +116,7 @@ test-library: $(INSTALLED)
 	@$(PYTHON) -m pytest
 
 # The stored outputs of cells tagged nbval-check-output must come out again; cells without the tag must run.
-test-notebooks: $(INSTALLED)
+test-notebooks: $(INSTALLED) $(TEST_DATA)
 	@echo '== stored outputs of the notebooks'
 	@TQDM_DISABLE=1 $(PYTHON) -m pytest --nbval-lax --nbval-current-env notebooks
 
@@ -123,5 +128,5 @@ lab: $(INSTALLED) ## open the notebooks in JupyterLab
 
 .PHONY: clean
 clean: ## remove rendered data, executed notebooks and caches (the environment: rm -r .venv)
-	rm -rf data/*/ results/*/notebooks results/smoke .pytest_cache .ruff_cache
+	rm -rf data/*/ results/*/notebooks results/*/runs/*/checkpoint.pt results/smoke .pytest_cache .ruff_cache
 	find lib tests notebooks -name __pycache__ -prune -exec rm -rf {} +

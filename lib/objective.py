@@ -41,7 +41,7 @@ class ClipLearner(nn.Module):
         self.generic_hand = generic_hand
 
     def forward(self, batch: ClipBatch, weights: LossWeights) -> ClipLosses:
-        """L of Eq. 9 for regressor K, plus `weights.unknown` times that of regressor U where two cameras see the hand."""
+        """L of Eq. 9 for regressor K, plus `weights.unknown` times that of U for hands that two cameras see."""
         features = clip_features(self.network, batch)
         known = self.network.known(features, batch.crops, batch.hand_model)
         terms = _terms(known, batch.hand_model, batch, torch.ones_like(batch.pinch), weights, "known")

@@ -58,7 +58,7 @@ class TrainingConfig:
     gradient_norm: float = 5.0
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "bfloat16"
-    compiled: bool = True
+    compiled: bool = False
     validation_every: int = 500
     validation_clips: int = 96
 

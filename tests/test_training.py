@@ -163,7 +163,7 @@ def test_resuming_after_every_step_changes_nothing(data, tmp_path):
     run(tmp_path / "alone", data).train(tmp_path / WEIGHTS)
     interrupted = run(tmp_path / "steps", data)
     while interrupted.step < CONFIG.steps:
-        interrupted._one_step()
+        interrupted.one_step()
         interrupted.save()
         interrupted = run(tmp_path / "steps", data)
     alone = torch.load(tmp_path / "alone/checkpoint.pt", weights_only=True)["network"]
