@@ -45,9 +45,8 @@ def track(options: argparse.Namespace) -> None:
     if options.skeleton == "known":
         tracks = tracker.track_known(recording, recording.hand_model)
     else:
-        if options.generic_hand is None:
-            raise InputError("--skeleton unknown needs --generic-hand FILE.json, the hand whose scale is calibrated")
-        tracks = tracker.track_unknown(recording, read_hand(options.generic_hand), options.calibration_samples)
+        generic = read_hand(options.generic_hand) if options.generic_hand else generic_hand().to(dtype=torch.float64)
+        tracks = tracker.track_unknown(recording, generic, options.calibration_samples)
     if options.overlay:
         write_overlay(recording, tracks, options.overlay)
     tracks.save(options.output)
@@ -125,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--skeleton", choices=("known", "unknown"), default="known")
     command.add_argument(
-        "--generic-hand", type=Path, help="JSON of the hand whose scale is calibrated (unknown skeleton)"
+        "--generic-hand", type=Path, help="JSON of the hand whose scale is calibrated (default: this study's own)"
     )
     command.add_argument("--calibration-samples", type=_positive, default=CALIBRATION_SAMPLES, metavar="N")
     command.add_argument("--output", type=Path, required=True, help=".npz of tracked and true keypoints (mm, world)")

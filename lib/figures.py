@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import cv2
@@ -46,7 +45,7 @@ def hand_scene(recording: Recording, frame: int, view: int) -> HandScene:
 
     Raises InputError if a hand is unlabelled there or has no crop camera in that view.
     """
-    images = next(itertools.islice(recording.images(), frame, None))
+    images = next(recording.images(start=frame))
     hands, cameras = torch.arange(2), recording.cameras(frame)
     world_from_wrist = for_hand(recording.world_from_wrist[frame], hands)
     points = crop_points(recording.hand_model, recording.joint_angles[frame], world_from_wrist)

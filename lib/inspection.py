@@ -165,7 +165,7 @@ def _random_frames(
         for index in generator.permutation(len(recordings)):
             recording = recordings[index]
             frame = int(generator.integers(len(recording)))
-            yield recording, frame, next(itertools.islice(recording.images(), frame, None))
+            yield recording, frame, next(recording.images(start=frame))
 
 
 def _random_crops(recordings: Sequence[Recording], seed: int) -> Iterator[UInt8[np.ndarray, "size size"]]:

@@ -5,6 +5,7 @@ A recording is a video of the four views side by side and a JSON file beside it 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,14 +51,14 @@ class Recording:
         """The cameras as placed in a frame."""
         return PosedCamera(self.camera, self.world_from_camera[frame])
 
-    def images(self) -> Iterator[UInt8[np.ndarray, "cameras height width"]]:
-        """The views of every frame in order, decoded one at a time.
+    def images(self, start: int = 0) -> Iterator[UInt8[np.ndarray, "cameras height width"]]:
+        """The views of every frame from `start` on, in order, decoded one at a time.
 
         Raises InputError if the video is broken, has another size than the cameras, or another number of frames than
         the labels.
         """
         count = 0
-        for count, frame in enumerate(decode_gray(self.video), start=1):
+        for count, frame in enumerate(decode_gray(self.video, start), start=start + 1):
             views = NUM_CAMERAS
             expected = (self.camera.height, views * self.camera.width)
             if frame.shape != expected:
@@ -76,13 +77,13 @@ class Recording:
             )
 
 
-def decode_gray(video: Path) -> Iterator[UInt8[np.ndarray, "height width"]]:
-    """Grey frames of a video, decoded from its luma plane. Raises InputError if it cannot be read to the end."""
+def decode_gray(video: Path, start: int = 0) -> Iterator[UInt8[np.ndarray, "height width"]]:
+    """Grey frames of a video from `start` on, its luma plane. Raises InputError if it cannot be read to the end."""
     try:
         with av.open(str(video)) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            for frame in container.decode(stream):
+            for frame in itertools.islice(container.decode(stream), start, None):
                 plane = frame.planes[0]
                 luma = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
                 full_range = frame.color_range == av.video.reformatter.ColorRange.JPEG or frame.format.name.startswith(

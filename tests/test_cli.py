@@ -65,6 +65,12 @@ def test_calibration_samples(files, results, capsys):
     assert len(set(scales)) == 2
 
 
+def test_the_generic_hand_is_ours_unless_another_is_given(files, results, capsys):
+    given = track(files, results, "--skeleton", "unknown"), capsys.readouterr().out
+    del files["--generic-hand"]
+    assert (track(files, results, "--skeleton", "unknown"), capsys.readouterr().out) == given
+
+
 def test_overlay_has_every_frame_of_the_recording(files, results):
     overlay = results / "overlay.mp4"
     assert track(files, results, "--overlay", str(overlay)) == 0
@@ -155,10 +161,6 @@ def pickled_code(files: dict[str, str]) -> None:
     torch.save({"weight": Path("code")}, files["--weights"])
 
 
-def no_generic_hand(files: dict[str, str]) -> None:
-    del files["--generic-hand"]
-
-
 def broken_generic_hand(files: dict[str, str]) -> None:
     Path(files["--generic-hand"]).write_text("{}")
 
@@ -177,7 +179,6 @@ def broken_generic_hand(files: dict[str, str]) -> None:
         (wrong_weights, ["missing backbone.stem.0.weight", "unexpected weight"]),
         (no_state_dict, ["holds a list, expected a dictionary from parameter names to tensors"]),
         (pickled_code, ["not a checkpoint that can be read safely"]),
-        (no_generic_hand, ["--skeleton unknown needs --generic-hand"]),
         (broken_generic_hand, ["hand.json: the field 'landmark_rest_bone_indices' is missing"]),
     ],
 )

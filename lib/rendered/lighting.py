@@ -23,7 +23,7 @@ PENUMBRA = 0.012
 """Something this much higher than a vertex (m) hides the light entirely."""
 WRAP = 0.2
 """How far light reaches behind the terminator, a stand-in for light that scatters in the skin."""
-NEARNESS = (2.5, 10.0)
+NEARNESS = (7.0, 18.0)
 """How much brighter the light is at the hands than in the surroundings, which lie further from lamps and windows and
 reflect less of the near infrared, to which such sensors respond."""
 SKY_LIGHTS = 14
@@ -50,7 +50,7 @@ def sample_lighting(
     ambient = nearness * np.pi * 4 / SKY_LIGHTS * environment.radiance(sky, 4.0)
     level = ambient.sum() / 4
     key = environment.brightest() if generator.random() < 0.6 else _unit(generator.normal((0, 0.6, 0), 0.6, 3))
-    strengths = level * np.exp(generator.uniform(np.log((0.4, 0.03)), np.log((4.0, 0.5))))
+    strengths = level * np.exp(generator.uniform(np.log((0.25, 0.25)), np.log((1.2, 1.0))))
     key = _unit(key + 0.15 * drift(frames, 3, generator) + 0.02 * generator.normal(size=(frames, 3)))
     directions = np.stack((key, from_hands_to_headset, *np.broadcast_to(sky[:, None], (SKY_LIGHTS, frames, 3))), axis=1)
     changes = 0.2 * drift(frames, 2 + SKY_LIGHTS, generator) + 0.04 * generator.normal(size=(frames, 2 + SKY_LIGHTS))

@@ -150,7 +150,7 @@ def _sample_exposure(lighting: Lighting, albedo: float, generator: np.random.Gen
     """Exposure (frames): the hands come out at a middle grey, give or take; it drifts a little."""
     key, sky = lighting.irradiance[:, 0].mean(), lighting.irradiance[:, 2:].sum(axis=1).mean() / 4
     mean_radiance = albedo * (0.4 * key + sky) / np.pi
-    grey = generator.uniform(0.5, 0.75)
+    grey = generator.uniform(0.54, 0.76)
     return grey**2 / mean_radiance * np.exp(0.06 * drift(len(lighting.irradiance), 1, generator)[:, 0])
 
 

@@ -141,6 +141,11 @@ def user_hand(user: int, seed: int = 0) -> HandModel:
     return _hand(_user_variation(user, seed))
 
 
+def user_scale(user: int, seed: int = 0) -> float:
+    """The overall size of a user's hand as a multiple of the mean one's; see `user_hand`."""
+    return _user_variation(user, seed).scale
+
+
 @cache
 def vertex_albedo() -> Float[np.ndarray, "vertices"]:
     """Share of the skin's brightness at every vertex, in (0, 1]: nails and palm light, creases and knuckles dark."""

@@ -1,0 +1,260 @@
+"""The rendered dataset on disk: test recordings in the public layout, training sequences as caches of crops.
+
+Every sequence is a pure function of (seed, user, protocol, index) and is written by whichever worker comes to it, under
+its final name only when complete; what already exists is kept, so that a broken-off run goes on where it stopped.
+
+    DIR/dataset.json                                                    what it is; written first
+    DIR/raw_data/synthetic/PROTOCOL/testing/user_NN/recording_NN.{mp4,json}
+    DIR/crops/PROTOCOL/training/user_NN/recording_NN.{npy,npz}          pictures and labels of the training cache
+    DIR/{testing,training}.json                                         index of what is complete, with hashes
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import av
+import cv2
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from lib.crop_cache import crop_sequence
+from lib.errors import InputError
+from lib.files import MM, read_json, write_atomically
+from lib.recordings import Recording, labels_to_json
+from lib.rendered.bodies import FOREARM, FOREARM_BONES
+from lib.rendered.motion import FRAMES_PER_SECOND, Motion, Protocol, sample_motion
+from lib.rendered.raster import pose_frame, render_frame, render_view
+from lib.rendered.scene import Scene, sample_rig, sample_scene
+from lib.rendered.shape import TEST_USERS, TRAIN_USERS, user_hand, vertex_albedo
+
+VERSION = 1
+"""Raised whenever the same seed no longer gives the same bytes."""
+SEED = 2022
+Split = Literal["train", "test"]
+FOLDER_OF_SPLIT = {"train": "training", "test": "testing"}
+_CYCLE: tuple[Protocol, ...] = (
+    "separate_hand", "hand_hand", "pinch", "separate_hand", "hand_hand", "separate_hand", "hand_hand", "occlusion"
+)  # fmt: skip
+"""The protocols of a user's sequences in order, again and again; occlusion in the test split only."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much is rendered: users of each split, sequences per user, frames per sequence."""
+
+    name: str
+    train_users: int
+    test_users: int
+    train_sequences: int
+    test_sequences: int
+    frames: int
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile("smoke", train_users=4, test_users=2, train_sequences=3, test_sequences=8, frames=30),
+        Profile("reference", train_users=44, test_users=9, train_sequences=11, test_sequences=8, frames=120),
+    )
+}
+
+
+@dataclass(frozen=True)
+class SequenceKey:
+    """Which sequence: together with the seed, all that it depends on."""
+
+    split: Split
+    user: int
+    protocol: Protocol
+    index: int
+    frames: int
+    seed: int = SEED
+
+    @property
+    def generator(self) -> np.random.Generator:
+        """The source of all randomness of the sequence."""
+        return np.random.default_rng([self.seed, self.user, get_args(Protocol).index(self.protocol), self.index])
+
+    @property
+    def path(self) -> Path:
+        """Folder and name below `raw_data/synthetic` or `crops`, without suffix. Pinches are part of separate-hand."""
+        protocol = "separate_hand" if self.protocol == "pinch" else self.protocol
+        return Path(protocol, FOLDER_OF_SPLIT[self.split], f"user_{self.user:02d}", f"recording_{self.index:02d}")
+
+
+def sequence_keys(profile: Profile, split: Split, scale: float = 1.0, seed: int = SEED) -> list[SequenceKey]:
+    """The sequences of a split, user after user; `scale` multiplies the number per user."""
+    users = TRAIN_USERS[: profile.train_users] if split == "train" else TEST_USERS[: profile.test_users]
+    count = round(scale * (profile.train_sequences if split == "train" else profile.test_sequences))
+    cycle = [protocol for protocol in _CYCLE if split == "test" or protocol != "occlusion"]
+    return [
+        SequenceKey(split, user, cycle[index % len(cycle)], index, profile.frames, seed)
+        for user in users
+        for index in range(count)
+    ]
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """A sampled sequence: its labels and cameras, and the scene that gives its pictures."""
+
+    key: SequenceKey
+    recording: Recording
+    motion: Motion
+    scene: Scene
+
+
+def sample_sequence(key: SequenceKey, root: Path = Path()) -> Sequence:
+    """Sample hand, rig, motion and scene of a sequence, to be stored below `root`."""
+    generator = key.generator
+    hand = user_hand(key.user).to(dtype=torch.float64)
+    rig = sample_rig(generator)
+    motion = sample_motion(key.protocol, hand, generator, key.frames)
+    recording = Recording(
+        video=(root / key.path).with_suffix(".mp4"),
+        camera=rig.camera,
+        mounting_angles=torch.deg2rad(torch.tensor(rig.camera_angles_deg, dtype=torch.float64)),
+        world_from_camera=rig.posed(torch.from_numpy(motion.world_from_headset)).world_from_camera,
+        hand_model=hand,
+        joint_angles=torch.from_numpy(motion.joint_angles),
+        world_from_wrist=torch.from_numpy(motion.world_from_wrist),
+        labelled=torch.from_numpy(motion.present),
+        pinch=torch.from_numpy(motion.pinch),
+    )
+    return Sequence(key, recording, motion, sample_scene(motion, hand, vertex_albedo(), rig, generator))
+
+
+def write_recording(sequence: Sequence) -> None:
+    """Render all views of a sequence and write its video and labels; the labels last, marking a complete recording.
+
+    Besides the public fields the labels hold `pinch`, `near_miss`, `sheet` (the frames in which one passes), `elbows` (mm,
+    in the world) and `motion`.
+    """
+    motion, video = sequence.motion, sequence.recording.video
+    frames = (render_frame(sequence.scene, frame) for frame in range(sequence.key.frames))
+    write_atomically(video, lambda temporary: encode_gray(temporary, frames))
+    elbows = sequence.scene.bones[:, FOREARM_BONES] @ (-FOREARM, 0.0, 0.0, 1.0)
+    labels = labels_to_json(sequence.recording) | {
+        "near_miss": motion.near_miss.astype(int).tolist(),
+        "sheet": [] if motion.sheet is None else motion.sheet.active.astype(int).tolist(),
+        "elbows": (MM * elbows).round(2).tolist(),
+        "motion": sequence.key.protocol,
+    }
+    text = json.dumps(labels, separators=(",", ":"))
+    write_atomically(video.with_suffix(".json"), lambda temporary: temporary.write_text(text))
+
+
+def write_crops(sequence: Sequence) -> None:
+    """Render the hands of a sequence, and only them, and write its training cache."""
+    states = functools.lru_cache(maxsize=1)(lambda frame: pose_frame(sequence.scene, frame))
+    crops = crop_sequence(
+        sequence.recording, lambda frame, camera, region: render_view(sequence.scene, states(frame), camera, region)
+    )
+    crops.save(sequence.recording.video.with_suffix(""))
+
+
+def encode_gray(path: Path, frames: Iterator[UInt8[np.ndarray, "views height width"]]) -> None:
+    """Encode views side by side as full-range H.264; one thread, since x264 gives other bytes on another number."""
+    options = {"crf": "16", "preset": "superfast", "threads": "1"}
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=options)
+        stream.pix_fmt, stream.codec_context.color_range = "yuvj420p", 2
+        for index, views in enumerate(frames):
+            gray = np.ascontiguousarray(views.swapaxes(0, 1)).reshape(views.shape[1], -1)
+            if index == 0:
+                stream.height, stream.width = gray.shape
+            neutral = np.full((gray.shape[0] // 2, gray.shape[1]), 128, np.uint8)
+            frame = av.VideoFrame.from_ndarray(np.concatenate((gray, neutral)), format="yuvj420p")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+FORMS: dict[Split, tuple[str, tuple[str, str], Callable[[Sequence], None]]] = {
+    "train": ("crops", (".npy", ".npz"), write_crops),
+    "test": ("raw_data/synthetic", (".mp4", ".json"), write_recording),
+}
+"""Per split: folder, suffixes of the two files of a sequence, and what writes them."""
+
+
+def render_dataset(
+    profile: Profile, split: Split, output: Path, workers: int, scale: float = 1.0, seed: int = SEED
+) -> Path:
+    """Render what is missing of a split below `output` and return its index.
+
+    Raises InputError if the folder holds another dataset (version, seed, profile or frames differ), if a file differs
+    from what its index says, or if a worker dies; OSError if a file cannot be written. What is complete is kept.
+    """
+    _claim(output, profile, seed)
+    keys = sequence_keys(profile, split, scale, seed)
+    files = dict(sorted(_write_all(keys, output, workers, f"rendering {split}").items()))
+    index = output / f"{FOLDER_OF_SPLIT[split]}.json"
+    known = read_json(index).get("sha256", {}) if index.exists() else {}
+    changed = [path for path in files.keys() & known if files[path] != known[path]]
+    if changed:
+        raise InputError(f"{output / min(changed)} is not what was rendered: delete it, and it is rendered again")
+    content = {
+        "fingerprint": hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16],
+        "sequences": [asdict(key) for key in keys],
+        "sha256": files,
+    }
+    write_atomically(index, lambda temporary: temporary.write_text(json.dumps(content, indent=1)))
+    return index
+
+
+def _write_all(keys: list[SequenceKey], output: Path, workers: int, title: str) -> dict[str, str]:
+    """Write the sequences on several processes; the hashes of all files. The first failure stops what has not begun."""
+    files = {}
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker) as pool:
+        jobs = [pool.submit(_write_sequence, key, output) for key in keys]
+        try:
+            for job in tqdm(as_completed(jobs), title, len(jobs), unit="sequence"):
+                files |= job.result()
+        except BrokenProcessPool as error:
+            raise InputError("a process that renders has died; if memory ran out, use fewer --workers") from error
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return files
+
+
+def _claim(output: Path, profile: Profile, seed: int) -> None:
+    """Write down what the folder holds, or check that it holds that already."""
+    marker = output / "dataset.json"
+    mine = {"version": VERSION, "seed": seed, "profile": profile.name, "frames": profile.frames}
+    if marker.exists():
+        theirs = read_json(marker)
+        if theirs != mine:
+            raise InputError(
+                f"{output} holds another dataset: {theirs}, asked for {mine}; choose another folder or remove it"
+            )
+    else:
+        write_atomically(marker, lambda temporary: temporary.write_text(json.dumps(mine)))
+
+
+def start_worker() -> None:
+    """Keep a process that renders to one thread; an interrupt is the parent's business."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _write_sequence(key: SequenceKey, output: Path) -> dict[str, str]:
+    """Write a sequence unless it is there; the hashes of its files by their paths below `output`."""
+    folder, suffixes, write = FORMS[key.split]
+    paths = [(output / folder / key.path).with_suffix(suffix) for suffix in suffixes]
+    if not all(path.is_file() for path in paths):
+        write(sample_sequence(key, output / folder))
+    return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
