@@ -144,7 +144,7 @@ def frame_sheet(
     """Random four-view frames, reduced by `scale`, in a grid."""
     strips = [
         cv2.resize(np.concatenate(images, axis=1), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        for _, _, images in itertools.islice(_random_frames(recordings, seed), rows * columns)
+        for _, _, images in itertools.islice(_random_frames(recordings, seed, per_recording=2), rows * columns)
     ]
     return _grid(strips, columns)
 
@@ -157,20 +157,22 @@ def crop_sheet(
 
 
 def _random_frames(
-    recordings: Sequence[Recording], seed: int
+    recordings: Sequence[Recording], seed: int, per_recording: int
 ) -> Iterator[tuple[Recording, int, UInt8[np.ndarray, "cameras height width"]]]:
-    """Frames drawn at random, recordings in turn, without end."""
+    """Frames drawn at random, some of each recording in turn (a video is decoded from its start), without end."""
     generator = np.random.default_rng(seed)
     while True:
         for index in generator.permutation(len(recordings)):
             recording = recordings[index]
-            frame = int(generator.integers(len(recording)))
-            yield recording, frame, next(recording.images(start=frame))
+            drawn = generator.choice(len(recording), min(per_recording, len(recording)), replace=False)
+            for frame, images in enumerate(itertools.islice(recording.images(), int(drawn.max()) + 1)):
+                if frame in drawn:
+                    yield recording, frame, images
 
 
 def _random_crops(recordings: Sequence[Recording], seed: int) -> Iterator[UInt8[np.ndarray, "size size"]]:
     generator = np.random.default_rng(seed)
-    for recording, frame, images in _random_frames(recordings, seed):
+    for recording, frame, images in _random_frames(recordings, seed, per_recording=4):
         labels = HandLabels(recording.joint_angles[frame], recording.world_from_wrist[frame], recording.labelled[frame])
         hands, crops = make_crops(
             images, recording.cameras(frame), recording.mounting_angles, recording.hand_model, labels, min_views=1

@@ -140,8 +140,8 @@ def sample_sequence(key: SequenceKey, root: Path = Path()) -> Sequence:
 def write_recording(sequence: Sequence) -> None:
     """Render all views of a sequence and write its video and labels; the labels last, marking a complete recording.
 
-    Besides the public fields the labels hold `pinch`, `near_miss`, `sheet` (the frames in which one passes), `elbows` (mm,
-    in the world) and `motion`.
+    Besides the public fields the labels hold `pinch`, `near_miss`, `sheet` (the frames in which one passes), `elbows`
+    (mm, in the world) and `motion`.
     """
     motion, video = sequence.motion, sequence.recording.video
     frames = (render_frame(sequence.scene, frame) for frame in range(sequence.key.frames))

@@ -16,7 +16,8 @@ NumPy), where a hand counts as found if it is found in any of the four quarter t
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -37,6 +38,8 @@ from lib.recordings import Recording, read_recording
 VIEW_SIZE = 224
 SHARE_OF_VIEW = 0.5
 """The view is twice as wide as the hand."""
+COLUMNS = ("protocol", "user", "recording", "frame", "camera", "hand")
+"""Where a view comes from."""
 ARM_RADIUS = 0.045
 """Of a forearm in its sleeve (m)."""
 LENS_RANGE = -0.3
@@ -49,30 +52,29 @@ def detector_views(
     """Rectified views of `count` hands, or of all there are, that are wholly in the picture and unoccluded.
 
     At most one view of a frame, as many of each recording as of any other as long as they last. Right hands are not
-    mirrored. Columns of the table: protocol, user, recording, frame, camera, hand. Raises InputError if there is none.
+    mirrored. The table has `COLUMNS`. Raises InputError if there is none.
     """
-    generator = np.random.default_rng(seed)
-    whole = [_whole_views(recording, generator) for recording in recordings]
-    views = pd.concat(whole, keys=range(len(recordings)), names=("source", "turn")).sort_index(level="turn")[:count]
+    candidates = [_whole_views(source, recording, seed) for source, recording in enumerate(recordings)]
+    turns = (row for turn in itertools.zip_longest(*candidates) for row in turn if row is not None)
+    views = pd.DataFrame(itertools.islice(turns, count), columns=["source", *COLUMNS])
     if views.empty:
         raise InputError("no recording shows a whole and unoccluded hand: render more of them")
-    views = views.sort_index()
+    views = views.sort_values("source", kind="stable")
     pictures = [_pictures(recordings[source], rows) for source, rows in views.groupby("source")]
-    return np.concatenate(pictures), views.reset_index(drop=True)
+    return np.concatenate(pictures), views[list(COLUMNS)].reset_index(drop=True)
 
 
-def _whole_views(recording: Recording, generator: np.random.Generator) -> pd.DataFrame:
-    """One random whole and unoccluded view of each frame that has any, in random order."""
+def _whole_views(source: int, recording: Recording, seed: int) -> Iterator[tuple]:
+    """One random whole and unoccluded view of each frame that has any, in random order: `source` and `COLUMNS`."""
+    generator = np.random.default_rng((seed, source))
     labels = read_json(recording.video.with_suffix(".json"))
     sheet, elbows = (json_array(labels, name, shape) for name, shape in (("sheet", (None,)), ("elbows", (None, 2, 3))))
-    source = (protocol_of(recording.video), user_of(recording.video), recording.video.stem)
-    rows = []
+    names = (protocol_of(recording.video), user_of(recording.video), recording.video.stem)
     for frame in generator.permutation(len(recording)):
         options = whole_in_frame(recording, int(frame), elbows[frame] / MM).nonzero().tolist()
         if options and not (len(sheet) and sheet[frame]):
             hand, camera = options[generator.integers(len(options))]
-            rows.append((*source, frame, camera, hand))
-    return pd.DataFrame(rows, columns=["protocol", "user", "recording", "frame", "camera", "hand"])
+            yield source, *names, frame, camera, hand
 
 
 def whole_in_frame(recording: Recording, frame: int, elbows: Float[Tensor, "2 3"]) -> Bool[Tensor, "2 cameras"]:
@@ -167,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lib.rendered.realism", description="Views for a hand detector.")
     parser.add_argument("folder", type=Path, help="dataset with test recordings")
     parser.add_argument("output", type=Path, help=".npz of the pictures and where each comes from")
-    parser.add_argument("--count", type=int, default=450, help="views (default: 450)")
+    parser.add_argument("--count", type=int, default=540, help="views (default: 540)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     recordings = [read_recording(video) for video in find_recordings(options.folder)]
