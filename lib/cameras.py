@@ -170,6 +170,10 @@ class Fisheye624(Fisheye62):
         return s1 * s2 + s2_ * s2 * s2, s3 * s2 + s4 * s2 * s2
 
 
+MAX_STEP = 0.2
+"""Of the solver (rad): near the angle at which a lens folds over, a longer step would leap across it."""
+
+
 def _invert_by_newton(function, target: Pixels, iterations: int = 50) -> Pixels:
     """Solve function(x) = target for points of the plane by damped Newton steps; NaN where it does not converge."""
     tolerance = 64 * torch.finfo(target.dtype).eps
@@ -178,6 +182,7 @@ def _invert_by_newton(function, target: Pixels, iterations: int = 50) -> Pixels:
         if not bool((residual.abs().amax(dim=-1) > tolerance).any()):
             break
         step = torch.linalg.solve(_jacobian(function, point), residual[..., None])[..., 0]
+        step = step * (MAX_STEP / torch.linalg.vector_norm(step, dim=-1, keepdim=True).clamp(min=MAX_STEP))
         point, residual = _backtrack(function, target, point, residual, step)
     converged = residual.abs().amax(dim=-1, keepdim=True) <= 16 * tolerance
     return point.masked_fill(~converged, torch.nan)

@@ -66,7 +66,7 @@ class CropSequence:
         """Map `path`.npy into memory, read its labels. Raises InputError if a file is missing or broken or misfits."""
         try:
             images = np.load(path.with_suffix(".npy"), mmap_mode="r")
-            with np.load(path.with_suffix(".npz")) as stored:
+            with path.with_suffix(".npz").open("rb") as file, np.load(file) as stored:
                 labels = {name: stored[name] for name in _LABELS}
                 skeleton = {name: torch.from_numpy(stored[name]) for name in _SKELETON}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -218,21 +218,21 @@ def motion_figure(frames: pd.DataFrame, velocities: Mapping[str, Float[np.ndarra
         share = 100 * np.bincount(rows.views, minlength=5)[:5] / len(rows)
         grid[0, 0].bar(views + 0.25 * (offset - (len(by_protocol) - 1) / 2), share, 0.25, label=protocol)
     grid[0, 0].set(xlabel="cameras that see a hand", ylabel="hand-frames (%)", xticks=views)
-    grid[0, 0].legend(frameon=False, loc="upper left", bbox_to_anchor=(-0.02, 1.0), borderaxespad=0)
-    grid[0, 0].set_xlim(-1.6, 4.5)
+    grid[0, 0].legend(frameon=False, loc="upper left", handlelength=1.0)
+    grid[0, 0].set_xlim(-2.6, 4.5)
     for axes, column, label, top in (
         (grid[0, 1], "distance_m", "wrist to headset (m)", 0.9),
-        (grid[0, 2], "speed_m_s", "speed of the wrist (m/s)", 1.5),
-        (grid[1, 0], "jitter_mm", "acceleration of the labels (mm/frame²)", 15.0),
-        (grid[1, 1], "pinch_distance_mm", "thumb tip to index tip (mm)", 150.0),
+        (grid[0, 2], "speed_m_s", "speed of the wrist (m/s)", 2.0),
+        (grid[1, 0], "jitter_mm", "acceleration of the labels (mm/frame²)", 20.0),
+        (grid[1, 1], "pinch_distance_mm", "thumb tip to index tip (mm)", 200.0),
     ):
         bins = np.linspace(0, top, 50)
         for _, rows in by_protocol:
-            axes.hist(rows[column].dropna().clip(upper=top), bins, density=True, histtype="step")
+            axes.hist(rows[column].dropna(), bins, density=True, histtype="step")
         axes.set(xlabel=label, yticks=[], ylabel="density")
-    bins = np.linspace(-15, 15, 60)
+    bins = np.linspace(-20, 20, 80)
     for name, values in velocities.items():
-        grid[1, 2].hist(values.ravel().clip(-15, 15), bins, density=True, histtype="step", label=name)
+        grid[1, 2].hist(values.ravel(), bins, density=True, histtype="step", label=name)
     grid[1, 2].set(xlabel="velocity of the finger joints (rad/s)", yscale="log", ylabel="density")
     grid[1, 2].legend(frameon=False)
     return figure

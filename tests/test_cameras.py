@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import headset, normal, random_poses
@@ -7,6 +8,7 @@ from torch.testing import assert_close
 
 from lib.cameras import Camera, Fisheye62, Fisheye624, Pinhole, PosedCamera
 from lib.hot3d import camera_from_calibration
+from lib.rendered.scene import sample_rig
 
 
 def values(*numbers: float) -> torch.Tensor:
@@ -219,3 +221,14 @@ def test_wrong_number_of_distortion_parameters(model, count):
         ValueError, match=f"{model.__name__} expects {model.num_distortion} distortion parameters, got {count}"
     ):
         model(640, 480, values(240, 240), values(320, 240), torch.zeros(count, dtype=torch.float64))
+
+
+def test_corner_pixels_have_rays_where_the_lens_folds_over_just_beyond_them():
+    """Newton steps from outside must not leap across the turning point: every pixel of many devices has its ray."""
+    generator = np.random.default_rng(0)
+    corners = torch.tensor([[0.0, 0], [635, 0], [635, 479], [0, 479]], dtype=torch.float64)
+    for _ in range(100):
+        camera = sample_rig(generator).camera[:, None]
+        rays = camera.unproject(corners)
+        assert not rays.isnan().any()
+        assert (camera.project(rays) - corners).abs().max() < 1e-6
