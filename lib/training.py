@@ -285,6 +285,7 @@ def process_group(device: str) -> Iterator[None]:
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
         yield
+        dist.barrier()  # a process that left first would take the connections of the others with it
     finally:
         dist.destroy_process_group()
 

@@ -193,13 +193,13 @@ _TWO_PROCESSES = """
 import sys, torch, torch.distributed as dist
 from pathlib import Path
 sys.path[:0] = [{tests!r}]
-from test_training import CONFIG, gradients_of_share
-dist.init_process_group("gloo")
+from lib.training import process_group
+from test_training import gradients_of_share
 torch.set_num_threads(1)
-gradients = gradients_of_share(Path({folder!r}), dist.get_rank(), dist.get_world_size())
-if dist.get_rank() == 0:
-    torch.save(gradients, Path({folder!r}) / "two.pt")
-dist.destroy_process_group()
+with process_group("cpu"):
+    gradients = gradients_of_share(Path({folder!r}), dist.get_rank(), dist.get_world_size())
+    if dist.get_rank() == 0:
+        torch.save(gradients, Path({folder!r}) / "two.pt")
 """
 
 
