@@ -64,9 +64,7 @@ def _time_recording(recording: Recording, network: UmeTrack, watch: Stopwatch) -
         with watch.stage("whole frame"):
             with watch.stage("decode video"):
                 images = next(frames)
-            labels = HandLabels(
-                recording.joint_angles[frame], recording.world_from_wrist[frame], recording.labelled[frame]
-            )
+            labels = HandLabels.of(recording, frame)
             cameras = recording.cameras(frame)
             with watch.stage("crop cameras"):
                 hands, views, crop = choose_crop_cameras(cameras, recording.mounting_angles, model, labels, min_views=1)

@@ -173,7 +173,7 @@ def _random_frames(
 def _random_crops(recordings: Sequence[Recording], seed: int) -> Iterator[UInt8[np.ndarray, "size size"]]:
     generator = np.random.default_rng(seed)
     for recording, frame, images in _random_frames(recordings, seed, per_recording=4):
-        labels = HandLabels(recording.joint_angles[frame], recording.world_from_wrist[frame], recording.labelled[frame])
+        labels = HandLabels.of(recording, frame)
         hands, crops = make_crops(
             images, recording.cameras(frame), recording.mounting_angles, recording.hand_model, labels, min_views=1
         )

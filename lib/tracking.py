@@ -37,6 +37,11 @@ class HandLabels:
     world_from_wrist: Float[Tensor, "2 4 4"]
     labelled: Bool[Tensor, "2"]
 
+    @staticmethod
+    def of(recording: Recording, frame: int) -> HandLabels:
+        """The labels of a recording in a frame."""
+        return HandLabels(recording.joint_angles[frame], recording.world_from_wrist[frame], recording.labelled[frame])
+
 
 @dataclass(frozen=True)
 class Tracks:
@@ -192,9 +197,7 @@ class Tracker:
         state = TemporalState.untracked(HANDS, self.device)
         model = recording.hand_model
         for frame, images in enumerate(recording.images()):
-            labels = HandLabels(
-                recording.joint_angles[frame], recording.world_from_wrist[frame], recording.labelled[frame]
-            )
+            labels = HandLabels.of(recording, frame)
             hands, crops = make_crops(
                 images, recording.cameras(frame), recording.mounting_angles, model, labels, min_views
             )

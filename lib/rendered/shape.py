@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
+from lib.files import GENERIC_JOINT_LIMITS
 from lib.hands import NUM_BONES, PALM, HandModel, skin
 
 TRAIN_USERS, TEST_USERS = range(44), range(44, 53)
@@ -51,14 +52,6 @@ _THUMB_ADDUCTION = np.array([0.57, 0.72, -0.30])
 _SADDLE_GAP_MM = 3.0  # between the two axes of the thumb's saddle joint
 _PALM_MM = np.array([66.0, -16.3, 2.0])  # on the skin
 _PALM_WEIGHTS = {1: 0.9, 8: 0.06, 5: 0.04}
-_LIMITS_DEG = (
-    *((-45, 74), (-35, 35), (0, 74), (-15, 62)),
-    *((-19, 28), (-16, 77), (0, 108), (0, 82)),
-    *((-28, 16), (-16, 82), (0, 108), (0, 82)),
-    *((-16, 16), (-16, 88), (0, 108), (0, 82)),
-    *((-39, 28), (-28, 94), (0, 108), (0, 82)),
-    *((-45, 45), (-45, 45)),
-)
 
 
 @dataclass(frozen=True)
@@ -187,7 +180,7 @@ def _hand(variation: Variation) -> HandModel:
     return HandModel(
         joint_rotation_axes=torch.from_numpy(axes),
         joint_rest_positions=skin(joints, joint_weights, maps),
-        joint_limits=torch.tensor(_LIMITS_DEG, dtype=torch.float64).deg2rad(),
+        joint_limits=GENERIC_JOINT_LIMITS,
         landmark_rest_positions=skin(landmarks, landmark_weights, maps),
         landmark_bone_weights=landmark_weights,
         mesh_vertices=skin(torch.from_numpy(asset["vertices"].astype(np.float64)), weights, maps),
