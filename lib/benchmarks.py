@@ -17,9 +17,10 @@ from lib.clips import ClipSource
 from lib.crop_cache import CACHE_SIZE, CropSequence
 from lib.hands import HandModel, for_hand
 from lib.network import NetworkConfig, TemporalState, UmeTrack
+from lib.objective import ClipData, ClipTraining, ClipTrainingConfig
 from lib.recordings import Recording
 from lib.tracking import HANDS, HandLabels, choose_crop_cameras, prepare_for_inference, take_crops
-from lib.training import Data, Run, TrainingConfig
+from lib.training import Run
 
 
 class Stopwatch:
@@ -105,25 +106,21 @@ def benchmark_training(networks: Mapping[str, NetworkConfig], device: torch.devi
     crops_per_second, speedup (over plain eager float32), waiting_percent (share of the time spent on making batches).
     """
     source = ClipSource([_noise_sequence(60)], device)
-    clips = source.clips(TrainingConfig().clip_frames)
-    data = Data(source, source, clips, clips, "noise")
+    clips = source.clips(ClipTrainingConfig().clip_frames)
+    data = ClipData(source, source, clips, clips, "noise")
     variants = {
         "eager float32": ("float32", False),
         "bfloat16": ("bfloat16", False),
         "bfloat16, compiled": ("bfloat16", True),
     }
+    hand = _noise_sequence(1).hand_model
     rows = []
     with TemporaryDirectory() as scratch:
         for name, network in networks.items():
             runs = {
-                variant: Run(
-                    Path(scratch, name, variant),
-                    TrainingConfig(network=network, precision=precision, compiled=compiled, steps=10**6),
-                    data,
-                    _noise_sequence(1).hand_model,
-                    device,
-                )
+                variant: Run(Path(scratch, name, variant), ClipTraining(config, data, hand), device)
                 for variant, (precision, compiled) in variants.items()
+                for config in [ClipTrainingConfig(network, precision=precision, compiled=compiled, steps=10**6)]
             }
             for _ in range(steps + WARM_UP_STEPS):
                 for run in runs.values():

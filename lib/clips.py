@@ -55,6 +55,10 @@ class ClipBatch:
     world_from_wrist: Float[Tensor, "frames clips 4 4"]
     pinch: Bool[Tensor, "frames clips"]
 
+    def __len__(self) -> int:
+        """How many crops the network sees."""
+        return len(self.crops.two_views) + int(self.crops.two_views.sum())
+
     @property
     def shape(self) -> tuple[int, int]:
         """Frames and clips."""

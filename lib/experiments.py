@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+
+from torch import nn
 
 from lib.clips import ClipSource
 from lib.crop_cache import CropSequence
 from lib.errors import InputError
-from lib.files import read_json
+from lib.files import fingerprint, read_json
 from lib.hands import HandModel
 from lib.losses import LossWeights
-from lib.network import NetworkConfig, UmeTrack
+from lib.multistage.detection_training import DetectionTraining, DetectionTrainingConfig, ViewData, ViewSource
+from lib.multistage.keypoint_training import KeypointTraining, KeypointTrainingConfig
+from lib.multistage.keypoints import KeyNetConfig
+from lib.multistage.views import ViewSequence
+from lib.network import NetworkConfig
+from lib.objective import ClipData, ClipTraining, ClipTrainingConfig
 from lib.results import results_folder
-from lib.training import Data, Run, TrainingConfig, fit_to_minutes
+from lib.training import Run, Task, TrainingConfig, fit_to_minutes
 
 PUBLISHED_NETWORK = NetworkConfig()
 REFERENCE_NETWORK = NetworkConfig(stem="unshuffle", widths=(32, 64, 128), blocks=(2, 3, 2))
@@ -22,39 +30,41 @@ REFERENCE_NETWORK = NetworkConfig(stem="unshuffle", widths=(32, 64, 128), blocks
 _POSE = LossWeights(temporal=0.0, pinch=0.0)
 _POSE_TEMPORAL = LossWeights(pinch=0.0)
 EXPERIMENTS: dict[str, TrainingConfig] = {
-    "no_ftl": TrainingConfig(replace(REFERENCE_NETWORK, feature_transform=False), _POSE),
-    "no_skeleton_encoder": TrainingConfig(replace(REFERENCE_NETWORK, skeleton_encoder=False), _POSE),
-    "no_temporal": TrainingConfig(replace(REFERENCE_NETWORK, temporal_module=False), _POSE),
-    "no_temporal_temporal_loss": TrainingConfig(replace(REFERENCE_NETWORK, temporal_module=False), _POSE_TEMPORAL),
-    "full": TrainingConfig(REFERENCE_NETWORK, _POSE),
-    "full_temporal_loss": TrainingConfig(REFERENCE_NETWORK, _POSE_TEMPORAL),
-    "full_temporal_pinch_loss": TrainingConfig(REFERENCE_NETWORK, LossWeights()),
+    "no_ftl": ClipTrainingConfig(replace(REFERENCE_NETWORK, feature_transform=False), _POSE),
+    "no_skeleton_encoder": ClipTrainingConfig(replace(REFERENCE_NETWORK, skeleton_encoder=False), _POSE),
+    "no_temporal": ClipTrainingConfig(replace(REFERENCE_NETWORK, temporal_module=False), _POSE),
+    "no_temporal_temporal_loss": ClipTrainingConfig(replace(REFERENCE_NETWORK, temporal_module=False), _POSE_TEMPORAL),
+    "full": ClipTrainingConfig(REFERENCE_NETWORK, _POSE),
+    "full_temporal_loss": ClipTrainingConfig(REFERENCE_NETWORK, _POSE_TEMPORAL),
+    "full_temporal_pinch_loss": ClipTrainingConfig(REFERENCE_NETWORK, LossWeights()),
+    "detnet": DetectionTrainingConfig(),
+    "keynet": KeypointTrainingConfig(),
+    "keynet_image_only": KeypointTrainingConfig(KeyNetConfig(keypoint_input=False)),
 }
-"""Rows of Tables 2 to 4 that are trained; `full_one_euro` filters the poses of `full`."""
+"""Rows of Tables 2 to 4 that are trained (`full_one_euro` filters `full`), then the multi-stage baseline."""
 
 VALIDATION_SHARE = 0.1
 """Share of the training users that are held out, to watch the training and to tune thresholds."""
+
+
+_CLIPS = {"clips": 4, "clip_frames": 4, "pose_steps": 12, "validation_clips": 4}
+SMOKE: dict[type[TrainingConfig], dict[str, int]] = {
+    ClipTrainingConfig: {"steps": 24, "validation_every": 12, **_CLIPS},
+    KeypointTrainingConfig: {"steps": 12, "validation_every": 6, "hands": 4, "validation_hands": 8},
+    DetectionTrainingConfig: {"steps": 12, "validation_every": 6, "views": 4, "validation_views": 8},
+}
+"""What the smoke profile changes; the reference profile is what the configurations say."""
+PROFILES = ("smoke", "reference")
 
 
 def experiment(name: str, profile: str) -> TrainingConfig:
     """The configuration of an experiment. Raises InputError, listing what there is, for an unknown name or profile."""
     if name not in EXPERIMENTS:
         raise InputError(f"no experiment {name}; there are {', '.join(EXPERIMENTS)}")
+    if profile not in PROFILES:
+        raise InputError(f"no profile {profile}; there are {', '.join(PROFILES)}")
     config = EXPERIMENTS[name]
-    sizes = {
-        "reference": {},
-        "smoke": {
-            "steps": 24,
-            "pose_steps": 12,
-            "clips": 4,
-            "clip_frames": 4,
-            "validation_every": 12,
-            "validation_clips": 4,
-        },
-    }
-    if profile not in sizes:
-        raise InputError(f"no profile {profile}; there are {', '.join(sizes)}")
-    return replace(config, **sizes[profile])
+    return replace(config, **SMOKE[type(config)]) if profile == "smoke" else config
 
 
 def train_experiment(
@@ -66,7 +76,7 @@ def train_experiment(
     minutes: float | None = None,
     resume: bool = False,
     compiled: bool | None = None,
-) -> UmeTrack:
+) -> nn.Module:
     """Train an experiment into results/PROFILE/runs/NAME, and write its weights to results/PROFILE/checkpoints.
 
     `minutes` replaces the number of steps by what the machine does in that time. Raises InputError if the folder holds
@@ -78,31 +88,51 @@ def train_experiment(
     config = experiment(name, profile)
     if compiled is not None:
         config = replace(config, compiled=compiled)
-    data = load_data(data_folder, config.clip_frames, device)
+    task = load_task(config, data_folder, generic_hand, device)
     if minutes is not None:
-        config = fit_to_minutes(config, data, generic_hand, device, minutes, folder)
-    run = Run(folder, config, data, generic_hand, device)
-    return run.train(results_folder(profile) / "checkpoints" / f"{name}.safetensors")
+        task = replace(task, config=fit_to_minutes(task, device, minutes, folder))
+    return Run(folder, task, device).train(results_folder(profile) / "checkpoints" / f"{name}.safetensors")
 
 
-def load_data(folder: Path, clip_frames: int, device: str) -> Data:
-    """The crop cache of a rendered dataset, a tenth of its users (at least one) held out.
+def load_task(config: TrainingConfig, folder: Path, generic_hand: HandModel, device: str) -> Task:
+    """What a configuration trains, on the rendered dataset in `folder`."""
+    if isinstance(config, ClipTrainingConfig):
+        return ClipTraining(config, load_clips(folder, config.clip_frames, device), generic_hand)
+    if isinstance(config, KeypointTrainingConfig):
+        return KeypointTraining(config, load_clips(folder, 1, device))
+    return DetectionTraining(config, load_views(folder, device))
 
-    Raises InputError if the training split is not there or not complete.
-    """
+
+def load_clips(folder: Path, clip_frames: int, device: str) -> ClipData:
+    """The crops of the training split. Raises InputError if they are not there or not complete."""
+    listed = _listed(folder, "crops")
+    sources = [ClipSource([CropSequence.load(stem) for stem in stems], device) for stems in _split(folder, listed)]
+    return ClipData(*sources, *(source.clips(clip_frames) for source in sources), fingerprint=fingerprint(listed))
+
+
+def load_views(folder: Path, device: str) -> ViewData:
+    """The views of the training split. Raises InputError if they are not there or not complete."""
+    listed = _listed(folder, "views")
+    sources = [ViewSource([ViewSequence.load(stem) for stem in stems], device) for stems in _split(folder, listed)]
+    return ViewData(*sources, fingerprint=fingerprint(listed))
+
+
+def _listed(folder: Path, form: str) -> dict[str, str]:
+    """The files of the training split below `form`, with their hashes."""
     index = folder / "training.json"
-    if not index.is_file():
-        raise InputError(f"no training data at {index}: run python -m lib render --split train --output {folder}")
-    listed = read_json(index)
-    stems = sorted({str(Path(path).with_suffix("")) for path in listed["sha256"]})
-    users = sorted({_user(stem) for stem in stems})
-    held_out = set(users[-max(1, round(VALIDATION_SHARE * len(users))) :])
-    sources = [
-        ClipSource([CropSequence.load(folder / stem) for stem in stems if (_user(stem) in held_out) == held], device)
-        for held in (False, True)
-    ]
-    return Data(*sources, *(source.clips(clip_frames) for source in sources), fingerprint=listed["fingerprint"])
+    listed = read_json(index)["sha256"] if index.is_file() else {}
+    files = {path: sha256 for path, sha256 in listed.items() if Path(path).parts[0] == form}
+    if not files:
+        raise InputError(f"no {form} in {index}: run python -m lib render --split train --output {folder}")
+    return files
 
 
-def _user(stem: str) -> str:
-    return Path(stem).parent.name
+def _split(folder: Path, listed: Mapping[str, str]) -> tuple[list[Path], list[Path]]:
+    """The sequences to train on and those held out, which are of a tenth of the users (at least one)."""
+    stems = sorted({(folder / path).with_suffix("") for path in listed})
+    users = sorted({stem.parent.name for stem in stems})
+    held_out = users[-max(1, round(VALIDATION_SHARE * len(users))) :]
+    return (
+        [stem for stem in stems if stem.parent.name not in held_out],
+        [stem for stem in stems if stem.parent.name in held_out],
+    )

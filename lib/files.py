@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -147,3 +148,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def fingerprint(sha256: Mapping[str, str]) -> str:
+    """A short name for the content of files, from their hashes by path."""
+    return hashlib.sha256(json.dumps(dict(sorted(sha256.items()))).encode()).hexdigest()[:16]

@@ -1,15 +1,14 @@
-"""What is minimised: the joint loss of both regressors over clips (§3.3, §3.4)."""
+"""How the network is trained (§3.3, §3.4): on clips, towards the joint loss of both regressors, in two phases."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from lib.clips import ClipBatch
+from lib.clips import NO_AUGMENTATION, Augmentation, ClipBatch, ClipSource
 from lib.files import MM
 from lib.hands import HandModel, for_hand
 from lib.losses import (
@@ -21,15 +20,79 @@ from lib.losses import (
     root_position_loss,
     temporal_loss,
 )
-from lib.network import Crops, Features, HandPrediction, TemporalState, UmeTrack
+from lib.network import Crops, Features, HandPrediction, NetworkConfig, TemporalState, UmeTrack
+from lib.training import Losses, TrainingConfig, draw_examples
 
 
 @dataclass(frozen=True)
-class ClipLosses:
-    """The mean of each loss term over the hands it applies to, and the error of regressor K (mm)."""
+class ClipTrainingConfig(TrainingConfig):
+    """A network, its losses and its batches of clips.
 
-    total: Float[Tensor, ""]
-    terms: Mapping[str, Float[Tensor, ""]]
+    The first `pose_steps` train with L_pose alone, the rest with all terms of `weights`. Source: §5.1. Deviation: clip
+    length and batch, which the paper leaves open or chooses for nine GPUs.
+    """
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    weights: LossWeights = field(default_factory=LossWeights)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    pose_steps: int = 4000
+    clips: int = 16
+    clip_frames: int = 8
+    validation_clips: int = 96
+
+    def weights_at(self, step: int) -> LossWeights:
+        """The loss weights of a step: no temporal and no pinch term in the first phase."""
+        return replace(self.weights, temporal=0.0, pinch=0.0) if step < self.pose_steps else self.weights
+
+    def lasting(self, steps: int) -> ClipTrainingConfig:
+        """The same training in another number of steps, phases in proportion."""
+        return replace(self, steps=steps, pose_steps=steps * self.pose_steps // self.steps)
+
+
+@dataclass(frozen=True)
+class ClipData:
+    """Clips to train on, clips of held-out users to watch the training with, and the fingerprint of both."""
+
+    train: ClipSource
+    validation: ClipSource
+    train_clips: Int[Tensor, "clips 2"]
+    validation_clips: Int[Tensor, "clips 2"]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class ClipTraining:
+    """The training of a UmeTrack network (`training.Task`)."""
+
+    config: ClipTrainingConfig
+    data: ClipData
+    generic_hand: HandModel
+    watched = "known_mpjpe_mm"
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data."""
+        return self.data.fingerprint
+
+    def learner(self, device: torch.device) -> ClipLearner:
+        """A new network, and what its losses need."""
+        return ClipLearner(UmeTrack(self.config.network).to(device), self.generic_hand.to(device, torch.float32))
+
+    def batch(self, step: int, rank: int, processes: int) -> ClipBatch:
+        """One process's share of the step's clips, augmented."""
+        config = self.config
+        clips, generator = draw_examples(self.data.train_clips, config.clips, config.seed, step, rank, processes)
+        return self.data.train.batch(clips, config.clip_frames, config.augmentation, generator)
+
+    def losses(self, learner: nn.Module, batch: ClipBatch, step: int) -> Losses:
+        """The losses of a step, weighted as its phase says."""
+        return learner(batch, self.config.weights_at(step))
+
+    def validate(self, learner: ClipLearner) -> dict[str, float]:
+        """The terms of the loss on clips of held-out users."""
+        clips, generator = draw_examples(self.data.validation_clips, self.config.validation_clips, seed=0, step=0)
+        batch = self.data.validation.batch(clips, self.config.clip_frames, NO_AUGMENTATION, generator)
+        return {name: float(value) for name, value in learner(batch, self.config.weights).terms.items()}
 
 
 class ClipLearner(nn.Module):
@@ -40,8 +103,11 @@ class ClipLearner(nn.Module):
         self.network = network
         self.generic_hand = generic_hand
 
-    def forward(self, batch: ClipBatch, weights: LossWeights) -> ClipLosses:
-        """L of Eq. 9 for regressor K, plus `weights.unknown` times that of U for hands that two cameras see."""
+    def forward(self, batch: ClipBatch, weights: LossWeights) -> Losses:
+        """L of Eq. 9 for regressor K, plus `weights.unknown` times that of U for hands that two cameras see.
+
+        Each term is a mean over the hands it applies to; also reported is the error of the landmarks (mm).
+        """
         features = clip_features(self.network, batch)
         known = self.network.known(features, batch.crops, batch.hand_model)
         terms = _terms(known, batch.hand_model, batch, torch.ones_like(batch.pinch), weights, "known")
@@ -52,7 +118,7 @@ class ClipLearner(nn.Module):
             generic = self.generic_hand.scaled(unknown.scale)
             terms |= _terms(unknown, generic, batch, two.unflatten(0, batch.shape), weights, "unknown")
             total = total + weights.unknown * terms["unknown_loss"]
-        return ClipLosses(total, terms)
+        return Losses(total, terms)
 
 
 def clip_features(network: UmeTrack, batch: ClipBatch) -> Features:

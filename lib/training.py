@@ -1,7 +1,8 @@
-"""The training loop (§3.4, §5.1): two phases, resumable to the bit, in one process or several.
+"""The training loop (§5.1), whatever is trained: resumable to the bit, in one process or several.
 
-A run is a folder: `config.json` (what is trained, on what, by which code, on which machine), `log.csv` (a row per
-step), `checkpoint.pt` (weights, optimiser, position). The weights of a finished run go to a file of their own.
+What is trained, on which batches and towards what, is a `Task`. A run is a folder: `config.json` (what is trained, on
+what, by which code, on which machine), `log.csv` (a row per step), `checkpoint.pt` (weights, optimiser, position). The
+weights of a finished run go to a file of their own.
 """
 
 from __future__ import annotations
@@ -13,78 +14,90 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import pandas as pd
 import torch
 import torch.distributed as dist
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from lib.checkpoints import save_network
-from lib.clips import NO_AUGMENTATION, Augmentation, ClipBatch, ClipSource
 from lib.errors import InputError
 from lib.files import read_json, write_atomically
-from lib.hands import HandModel
-from lib.losses import LossWeights
-from lib.network import NetworkConfig, UmeTrack
-from lib.objective import ClipLearner
 from lib.results import commit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """All that decides what a run ends with, besides the data and the machine.
+    """How long and how fast a run learns; a task adds the rest of what decides how it ends, besides data and machine.
 
-    The first `pose_steps` train with L_pose alone, the rest with all terms of `weights`. The learning rate warms up,
-    then falls to zero along half a cosine. Source: §5.1. Deviation: schedule, clip length and batch, which the paper
-    leaves open or chooses for nine GPUs.
+    The learning rate warms up, then falls to zero along half a cosine or stays. Source: §5.1. Deviation: the schedule,
+    which the paper leaves open.
     """
 
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    weights: LossWeights = field(default_factory=LossWeights)
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    pose_steps: int = 4000
     steps: int = 8000
-    clips: int = 16
-    clip_frames: int = 8
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """SGD has a momentum of 0.9."""
     learning_rate: float = 1e-3
+    schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 200
     gradient_norm: float = 5.0
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     compiled: bool = False
     validation_every: int = 500
-    validation_clips: int = 96
-
-    def weights_at(self, step: int) -> LossWeights:
-        """The loss weights of a step: no temporal and no pinch term in the first phase."""
-        return replace(self.weights, temporal=0.0, pinch=0.0) if step < self.pose_steps else self.weights
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a step."""
+        warm = self.learning_rate * min(1.0, (step + 1) / self.warmup_steps)
+        if self.schedule == "constant":
+            return warm
         progress = torch.tensor(step / self.steps).clamp(max=1.0)
-        return (
-            self.learning_rate
-            * min(1.0, (step + 1) / self.warmup_steps)
-            * float(0.5 + 0.5 * torch.cos(torch.pi * progress))
-        )
+        return warm * float(0.5 + 0.5 * torch.cos(torch.pi * progress))
+
+    def lasting(self, steps: int) -> TrainingConfig:
+        """The same training in another number of steps."""
+        return replace(self, steps=steps)
 
 
 @dataclass(frozen=True)
-class Data:
-    """Clips to train on, clips of held-out users to watch the training with, and the fingerprint of both."""
+class Losses:
+    """What is minimised, and what else a step is judged by."""
 
-    train: ClipSource
-    validation: ClipSource
-    train_clips: Int[Tensor, "clips 2"]
-    validation_clips: Int[Tensor, "clips 2"]
+    total: Float[Tensor, ""]
+    terms: Mapping[str, Float[Tensor, ""]]
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What a run learns. A description without state: all that changes while it learns belongs to the run.
+
+    A batch is a dataclass of tensors whose length is the number of pictures in it.
+    """
+
+    config: TrainingConfig
     fingerprint: str
+    """Of the data."""
+    watched: str
+    """The term that the progress bar shows."""
+
+    def learner(self, device: torch.device) -> nn.Module:
+        """A new module that computes losses. Its `network` is what is saved, `network.backbone` what takes the time."""
+
+    def batch(self, step: int, rank: int, processes: int) -> Any:
+        """The share of a step's batch that falls to one of the processes: a function of its arguments alone."""
+
+    def losses(self, learner: nn.Module, batch: Any, step: int) -> Losses:
+        """What `learner` makes of a batch in a step."""
+
+    def validate(self, learner: nn.Module) -> Mapping[str, float]:
+        """Errors on held-out users: on the same examples every time, without augmentation."""
 
 
 class Run:
@@ -93,24 +106,20 @@ class Run:
     Raises InputError if the folder holds a run with another configuration or other data, whose difference it prints.
     """
 
-    def __init__(
-        self, folder: Path, config: TrainingConfig, data: Data, generic_hand: HandModel, device: torch.device | str
-    ):
-        self.folder, self.config, self.data, self.device = folder, config, data, torch.device(device)
+    def __init__(self, folder: Path, task: Task, device: torch.device | str):
+        self.folder, self.task, self.config, self.device = folder, task, task.config, torch.device(device)
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        if config.clips % self.processes:
-            raise InputError(f"a batch of {config.clips} clips cannot be shared evenly by {self.processes} processes")
-        torch.manual_seed(config.seed)
-        self.network = UmeTrack(config.network).to(device)
-        learner = ClipLearner(self.network, generic_hand.to(device, torch.float32))
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate)
+        torch.manual_seed(self.config.seed)
+        self.module = task.learner(self.device)
+        self.network = self.module.network
+        self.optimizer = _optimizer(self.network, self.config)
         self.step, self.seconds, self.log = 0, 0.0, []
         self._claim_folder()
         self._resume()
-        accelerate(self.network, self.device, config)
-        self.learner = _distribute(learner, self.device) if self.processes > 1 else learner
+        accelerate(self.network, self.device, self.config)
+        self.learner = _distribute(self.module, self.device) if self.processes > 1 else self.module
 
-    def train(self, weights: Path, save_seconds: float = 60.0) -> UmeTrack:
+    def train(self, weights: Path, save_seconds: float = 60.0) -> nn.Module:
         """Train to the end and write the weights in half precision; the checkpoint is renewed every `save_seconds`."""
         config = self.config
         last_saved = time.monotonic()
@@ -119,7 +128,7 @@ class Run:
             while self.step < config.steps:
                 row = self.one_step()
                 progress.update()
-                progress.set_postfix(mpjpe_mm=f"{row['known_mpjpe_mm']:.1f}", refresh=False)
+                progress.set_postfix({self.task.watched: f"{row[self.task.watched]:.3g}"}, refresh=False)
                 if time.monotonic() - last_saved > save_seconds:
                     self.save()
                     last_saved = time.monotonic()
@@ -132,20 +141,19 @@ class Run:
     def one_step(self) -> dict[str, int | float]:
         """Train one step and return its row of the log: losses, errors, seconds so far, seconds spent on the batch."""
         started = time.perf_counter()
-        batch = self._batch()
+        batch = self.task.batch(self.step, self.rank, self.processes)
         waited = time.perf_counter() - started
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate_at(self.step)
         self.learner.train()
-        losses = self.learner(batch, self.config.weights_at(self.step))
+        losses = self.task.losses(self.learner, batch, self.step)
         if not bool(torch.isfinite(losses.total)):
             raise InputError(self._keep_bad_batch(batch, losses.terms))
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_norm)
         self.optimizer.step()
-        crops = len(batch.crops.two_views) + int(batch.crops.two_views.sum())
-        row = {"step": self.step, "crops": crops, "gradient_norm": float(norm)}
+        row = {"step": self.step, "crops": len(batch), "gradient_norm": float(norm)}
         row |= {name: float(value.detach()) for name, value in losses.terms.items()}
         self.step += 1
         if self.step % self.config.validation_every == 0 or self.step == self.config.steps:
@@ -155,27 +163,10 @@ class Run:
         self.log.append(row)
         return row
 
-    def _batch(self) -> ClipBatch:
-        """This process's share of the step's batch."""
-        config = self.config
-        clips, generator = draw_clips(self.data.train_clips, config.clips, config.seed, self.step)
-        share = config.clips // self.processes
-        generator.manual_seed(generator.initial_seed() + self.rank)
-        mine = clips[self.rank * share : (self.rank + 1) * share]
-        return self.data.train.batch(mine, config.clip_frames, config.augmentation, generator)
-
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Errors on held-out users, on the same clips every time, without augmentation."""
-        config, learner = self.config, ClipLearner(self.network.eval(), self._generic_hand())
-        clips, generator = draw_clips(self.data.validation_clips, config.validation_clips, seed=0, step=0)
-        batch = self.data.validation.batch(clips, config.clip_frames, NO_AUGMENTATION, generator)
-        terms = learner(batch, self.config.weights).terms
-        return {f"validation_{name}": float(value) for name, value in terms.items()}
-
-    def _generic_hand(self) -> HandModel:
-        learner = self.learner.module if self.processes > 1 else self.learner
-        return learner.generic_hand
+        """Errors on held-out users."""
+        return {f"validation_{name}": value for name, value in self.task.validate(self.module.eval()).items()}
 
     def save(self) -> None:
         """Write checkpoint and log, each whole or not at all."""
@@ -203,7 +194,7 @@ class Run:
     def _claim_folder(self) -> None:
         """Write down what the run is, or check that the folder holds the same one."""
         path = self.folder / "config.json"
-        mine = json.loads(json.dumps({"training": asdict(self.config), "data": self.data.fingerprint}))
+        mine = json.loads(json.dumps({"training": asdict(self.config), "data": self.task.fingerprint}))
         if path.exists():
             theirs = read_json(path)
             changed = _differences({k: theirs.get(k) for k in mine}, mine)
@@ -214,50 +205,44 @@ class Run:
             about = {"commit": commit(), "machine": machine(self.device), "processes": self.processes}
             write_atomically(path, lambda temporary: temporary.write_text(json.dumps(mine | about, indent=1)))
 
-    def _keep_bad_batch(self, batch: ClipBatch, terms: Mapping[str, Tensor]) -> str:
+    def _keep_bad_batch(self, batch: Any, terms: Mapping[str, Tensor]) -> str:
         path = self.folder / f"bad_batch_{self.step}.pt"
-        content = {
-            "crops": vars(batch.crops),
-            "joint_angles": batch.joint_angles,
-            "world_from_wrist": batch.world_from_wrist,
-        }
-        write_atomically(path, lambda temporary: torch.save(content, temporary))
+        write_atomically(path, lambda temporary: torch.save(asdict(batch), temporary))
         values = ", ".join(f"{name} {float(value.detach()):.3g}" for name, value in terms.items())
         return f"the loss of step {self.step} is not finite ({values}); its batch is kept in {path}"
 
 
-def fit_to_minutes(
-    config: TrainingConfig,
-    data: Data,
-    generic_hand: HandModel,
-    device: torch.device | str,
-    minutes: float,
-    folder: Path,
-) -> TrainingConfig:
-    """The configuration with as many steps as fit into `minutes`, phases in proportion; a run that has begun keeps its.
+def fit_to_minutes(task: Task, device: torch.device | str, minutes: float, folder: Path) -> TrainingConfig:
+    """The task's configuration with as many steps as fit into `minutes`; a run that has begun keeps its.
 
     The speed is measured on a few steps of a run that is thrown away.
     """
     begun = folder / "config.json"
     if begun.exists():
-        steps = read_json(begun)["training"]["steps"]
-    else:
-        with TemporaryDirectory() as scratch:
-            run = Run(Path(scratch), config, data, generic_hand, device)
-            seconds = [run.one_step()["seconds"] for _ in range(15)]
-        steps = max(2, int(60 * minutes / ((seconds[-1] - seconds[4]) / 10)))
-    return replace(config, steps=steps, pose_steps=steps * config.pose_steps // config.steps)
+        return task.config.lasting(read_json(begun)["training"]["steps"])
+    with TemporaryDirectory() as scratch:
+        run = Run(Path(scratch), task, device)
+        seconds = [run.one_step()["seconds"] for _ in range(15)]
+    return task.config.lasting(max(2, int(60 * minutes / ((seconds[-1] - seconds[4]) / 10))))
 
 
-def draw_clips(
-    clips: Int[Tensor, "clips 2"], count: int, seed: int, step: int
-) -> tuple[Int[Tensor, "chosen 2"], torch.Generator]:
-    """The clips of a step, and the generator that goes on to draw their augmentation: functions of (seed, step)."""
+def draw_examples(
+    examples: Int[Tensor, "examples *row"], count: int, seed: int, step: int, rank: int = 0, processes: int = 1
+) -> tuple[Int[Tensor, "chosen *row"], torch.Generator]:
+    """One process's share of the examples of a step, and the generator that goes on to draw their augmentation.
+
+    Functions of the arguments alone. Raises InputError if the `count` examples cannot be shared evenly.
+    """
+    if count % processes:
+        raise InputError(f"a batch of {count} cannot be shared evenly by {processes} processes")
     generator = torch.Generator().manual_seed(1_000_003 * seed + step)
-    return clips[torch.randint(len(clips), (count,), generator=generator)], generator
+    chosen = examples[torch.randint(len(examples), (count,), generator=generator)]
+    share = count // processes
+    generator.manual_seed(generator.initial_seed() + rank)
+    return chosen[rank * share : (rank + 1) * share], generator
 
 
-def accelerate(network: UmeTrack, device: torch.device, config: TrainingConfig) -> None:
+def accelerate(network: nn.Module, device: torch.device, config: TrainingConfig) -> None:
     """Run the backbone, where the time goes, in the precision asked for, and compiled. The weights stay float32.
 
     Raises InputError if compilation is asked for and no C++ compiler is there.
@@ -271,6 +256,12 @@ def accelerate(network: UmeTrack, device: torch.device, config: TrainingConfig) 
         backbone.compile(dynamic=True)
     if config.precision == "bfloat16":
         backbone.forward = torch.autocast(device.type, torch.bfloat16)(backbone.forward)
+
+
+def _optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(network.parameters(), lr=config.learning_rate, momentum=0.9)
+    return torch.optim.Adam(network.parameters(), lr=config.learning_rate)
 
 
 @contextmanager
@@ -290,7 +281,7 @@ def process_group(device: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _distribute(learner: ClipLearner, device: torch.device) -> nn.Module:
+def _distribute(learner: nn.Module, device: torch.device) -> nn.Module:
     """One gradient from several processes; on GPUs one batch normalisation, too."""
     if device.type == "cuda":
         learner = nn.SyncBatchNorm.convert_sync_batchnorm(learner)

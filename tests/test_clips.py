@@ -15,7 +15,7 @@ from lib.crops import perturb
 from lib.errors import InputError
 from lib.network import CROP_SIZE
 from lib.recordings import read_recording
-from lib.training import draw_clips
+from lib.training import draw_examples
 
 PAIRS = [(hand, view) for hand in (0, 1) for view in (0, 1)]
 
@@ -75,7 +75,7 @@ def test_every_batch_is_a_function_of_seed_and_step(sequences):
     starts = source.clips(3)
 
     def images(seed, step):
-        clips, generator = draw_clips(starts, 4, seed, step)
+        clips, generator = draw_examples(starts, 4, seed, step)
         return source.batch(clips, 3, Augmentation(), generator).crops.images
 
     assert torch.equal(images(1, 7), images(1, 7))

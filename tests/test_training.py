@@ -20,11 +20,11 @@ from lib.errors import InputError
 from lib.hands import for_hand
 from lib.losses import LossWeights, pinch_loss, temporal_loss
 from lib.network import Crops, TemporalState
-from lib.objective import ClipLearner, clip_features
+from lib.objective import ClipData, ClipLearner, ClipTraining, ClipTrainingConfig, clip_features
 from lib.rendered.shape import generic_hand
-from lib.training import Data, Run, TrainingConfig, draw_clips
+from lib.training import Run, draw_examples
 
-CONFIG = TrainingConfig(
+CONFIG = ClipTrainingConfig(
     network=TINY, augmentation=NO_AUGMENTATION, pose_steps=6, steps=12, clips=2, clip_frames=4, warmup_steps=2,
     precision="float32", compiled=False, validation_every=6, validation_clips=2,
 )  # fmt: skip
@@ -33,20 +33,20 @@ WEIGHTS = "weights.safetensors"
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Data:
+def data(tmp_path_factory) -> ClipData:
     source = ClipSource([sequence_of(tmp_path_factory.mktemp("recording"), 6)])
     clips = source.clips(4)
-    return Data(source, source, clips, clips, "made up")
+    return ClipData(source, source, clips, clips, "made up")
 
 
 @pytest.fixture
 def batch(data):
-    clips, generator = draw_clips(data.train_clips, 3, seed=0, step=0)
+    clips, generator = draw_examples(data.train_clips, 3, seed=0, step=0)
     return data.train.batch(clips, 4, NO_AUGMENTATION, generator)
 
 
-def run(folder: Path, data: Data, **changes) -> Run:
-    return Run(folder, replace(CONFIG, **changes), data, generic_hand(), "cpu")
+def run(folder: Path, data: ClipData, **changes) -> Run:
+    return Run(folder, ClipTraining(replace(CONFIG, **changes), data, generic_hand()), "cpu")
 
 
 def test_overfits_a_clip(data, tmp_path):
@@ -119,13 +119,35 @@ def test_phases_and_schedule():
     assert rates[0] == pytest.approx(0.25)
     assert rates[5] == pytest.approx(0.5)
     assert rates[10] == pytest.approx(0.0, abs=1e-7)
+    constant = replace(config, schedule="constant")
+    assert [constant.learning_rate_at(step) for step in (0, 3, 10)] == pytest.approx([0.25, 1.0, 1.0])
+    assert (config.lasting(40).steps, config.lasting(40).pose_steps) == (40, 20)
+
+
+def test_stochastic_gradient_descent_steps_down_the_gradient(data, tmp_path):
+    training = run(tmp_path, data, optimizer="sgd", learning_rate=0.5, warmup_steps=1)
+    before = {name: p.detach().clone() for name, p in training.network.named_parameters()}
+    training.one_step()
+    for name, p in training.network.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(p.detach(), before[name] - 0.5 * p.grad)
+
+
+def test_processes_share_a_batch_evenly():
+    examples = torch.arange(100)
+    whole, _ = draw_examples(examples, 6, seed=1, step=2)
+    shares = [draw_examples(examples, 6, seed=1, step=2, rank=rank, processes=3) for rank in range(3)]
+    assert torch.equal(torch.cat([share for share, _ in shares]), whole)
+    assert len({float(torch.rand(1, generator=generator)) for _, generator in shares}) == 3
+    with pytest.raises(InputError, match="a batch of 6 cannot be shared evenly by 4 processes"):
+        draw_examples(examples, 6, seed=1, step=2, processes=4)
 
 
 def _train(folder: Path, recording: Path, delay: float) -> None:
     torch.set_num_threads(1)
     source = ClipSource([sequence_of(recording, 6)])
     clips = source.clips(4)
-    training = run(folder, Data(source, source, clips, clips, "made up"), steps=40, pose_steps=20)
+    training = run(folder, ClipData(source, source, clips, clips, "made up"), steps=40, pose_steps=20)
     training.train(folder / WEIGHTS, save_seconds=delay)
 
 
@@ -208,7 +230,7 @@ def gradients_of_share(folder: Path, rank: int, processes: int) -> dict[str, tor
     recording = folder / f"recording_{processes}_{rank}"
     recording.mkdir()
     source = ClipSource([sequence_of(recording, 6)])
-    clips, generator = draw_clips(source.clips(4), 4, seed=0, step=0)
+    clips, generator = draw_examples(source.clips(4), 4, seed=0, step=0)
     share = len(clips) // processes
     batch = source.batch(clips[rank * share : (rank + 1) * share], 4, NO_AUGMENTATION, generator)
     learner = ClipLearner(tiny_network(), generic_hand())
