@@ -17,6 +17,8 @@ from lib.files import read_hand
 from lib.metrics import auc, mpjpa, mpjpe, pck
 from lib.network import UmeTrack
 from lib.overlay import write_overlay
+from lib.recipe import VARIANTS
+from lib.recipe import search as search_recipe
 from lib.recordings import read_recording
 from lib.rendered.shape import generic_hand
 from lib.results import ROOT
@@ -76,6 +78,14 @@ def train(options: argparse.Namespace) -> None:
             options.resume,
             options.compile,
         )
+
+
+def search(options: argparse.Namespace) -> None:
+    """Compare training recipes and print the table."""
+    data = options.data or ROOT / "data" / options.profile
+    names = options.variants or list(VARIANTS)
+    table = search_recipe(options.profile, data, generic_hand(), options.device, options.crops, names)
+    print(table.to_string(index=False))
 
 
 def describe(tracks: Tracks) -> str:
@@ -150,6 +160,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     command.add_argument("--compile", action=argparse.BooleanOptionalAction, help="compile the backbone")
     command.add_argument("--device", default=device)
+
+    command = commands.add_parser("search", help="train variants of the recipe, briefly; adds to tables/recipe.csv")
+    command.set_defaults(run=search)
+    command.add_argument("variants", nargs="*", help="default: all of them")
+    command.add_argument("--crops", type=_positive, default=200_000, help="how many crops each of them sees")
+    command.add_argument("--profile", default="reference", help="smoke or reference")
+    command.add_argument("--data", type=Path, help="folder of the rendered dataset (default: data/PROFILE)")
+    command.add_argument("--device", type=_device, default=device)
 
     command = commands.add_parser("benchmark", help="time tracking, training or rendering")
     command.set_defaults(run=benchmark)

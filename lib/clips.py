@@ -92,9 +92,15 @@ class ClipSource:
             torch.tensor(lengths, device=device)
         )
         self.hand_models = stack_hands([sequence.hand_model for sequence in sequences]).to(device, torch.float32)
+        self._clips: dict[int, Int[Tensor, "clips 2"]] = {}
 
     def clips(self, frames: int) -> Int[Tensor, "clips 2"]:
         """Every clip of this length: its first frame and its hand. Raises InputError if there is none."""
+        if frames not in self._clips:
+            self._clips[frames] = self._find_clips(frames)
+        return self._clips[frames]
+
+    def _find_clips(self, frames: int) -> Int[Tensor, "clips 2"]:
         seen = self.labels["views"].cpu() > 0
         sequence = self.sequence.cpu()
         if frames > len(sequence):

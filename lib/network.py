@@ -155,6 +155,11 @@ class UmeTrack(nn.Module):
         self.regressor_known = Regressor(known_channels, predicts_scale=False)
         self.regressor_unknown = Regressor(FEATURE_CHANNELS, predicts_scale=True)
 
+    @property
+    def costly_layers(self) -> tuple[nn.Module, ...]:
+        """The 3x3 convolutions, the backbone's first: what may run in half precision in training."""
+        return self.backbone, self.regressor_known.layers, self.regressor_unknown.layers
+
     def features(self, crops: Crops, state: TemporalState) -> tuple[Features, TemporalState]:
         """Features with 3D and temporal context in each hand's reference camera, and the state after this frame."""
         return self.remember(self.extract(crops), crops, state)
@@ -271,7 +276,7 @@ class Regressor(nn.Module):
         self.register_buffer("root_points", points, persistent=False)
 
     def forward(self, features: Features, crops: Crops) -> HandPrediction:
-        raw = self.layers(features).mean(dim=(2, 3)).float()
+        raw = self.layers(features).float().mean(dim=(2, 3))
         angles, points, log_scale, sigma = raw.split(self.sizes, dim=1)
         camera_from_wrist = align_points(self.root_points, points.unflatten(1, (-1, 3)))
         world_from_camera = invert(crops.camera_from_world[:, 0].to(raw))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lib.clips import NO_AUGMENTATION, Augmentation, ClipBatch, ClipSource
@@ -28,15 +28,17 @@ from lib.training import Losses, TrainingConfig, draw_examples
 class ClipTrainingConfig(TrainingConfig):
     """A network, its losses and its batches of clips.
 
-    The first `pose_steps` train with L_pose alone, the rest with all terms of `weights`. Source: §5.1. Deviation: clip
-    length and batch, which the paper leaves open or chooses for nine GPUs.
+    The first `pose_steps` train with L_pose alone, on clips of `pose_clip_frames`; the rest with all `weights`, on
+    clips of `clip_frames`. A batch holds as many clips as make `hands` hands, each in one or two views. Source:
+    §5.1. Deviation: clip lengths and batch, which the paper leaves open or chooses for nine GPUs.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     weights: LossWeights = field(default_factory=LossWeights)
     augmentation: Augmentation = field(default_factory=Augmentation)
-    pose_steps: int = 4000
-    clips: int = 16
+    pose_steps: int = 10_000
+    hands: int = 96
+    pose_clip_frames: int = 2
     clip_frames: int = 8
     validation_clips: int = 96
 
@@ -44,19 +46,22 @@ class ClipTrainingConfig(TrainingConfig):
         """The loss weights of a step: no temporal and no pinch term in the first phase."""
         return replace(self.weights, temporal=0.0, pinch=0.0) if step < self.pose_steps else self.weights
 
+    def clip_frames_at(self, step: int) -> int:
+        """How long the clips of a step are."""
+        return self.pose_clip_frames if step < self.pose_steps else self.clip_frames
+
     def lasting(self, steps: int) -> ClipTrainingConfig:
         """The same training in another number of steps, phases in proportion."""
-        return replace(self, steps=steps, pose_steps=steps * self.pose_steps // self.steps)
+        phases = replace(self, steps=steps, pose_steps=steps * self.pose_steps // self.steps)
+        return replace(phases, warmup_steps=min(self.warmup_steps, max(1, steps // 10)))
 
 
 @dataclass(frozen=True)
 class ClipData:
-    """Clips to train on, clips of held-out users to watch the training with, and the fingerprint of both."""
+    """What to train on, held-out users to watch the training with, and the fingerprint of both."""
 
     train: ClipSource
     validation: ClipSource
-    train_clips: Int[Tensor, "clips 2"]
-    validation_clips: Int[Tensor, "clips 2"]
     fingerprint: str
 
 
@@ -80,9 +85,10 @@ class ClipTraining:
 
     def batch(self, step: int, rank: int, processes: int) -> ClipBatch:
         """One process's share of the step's clips, augmented."""
-        config = self.config
-        clips, generator = draw_examples(self.data.train_clips, config.clips, config.seed, step, rank, processes)
-        return self.data.train.batch(clips, config.clip_frames, config.augmentation, generator)
+        config, frames = self.config, self.config.clip_frames_at(step)
+        clips = self.data.train.clips(frames)
+        chosen, generator = draw_examples(clips, config.hands // frames, config.seed, step, rank, processes)
+        return self.data.train.batch(chosen, frames, config.augmentation, generator)
 
     def losses(self, learner: nn.Module, batch: ClipBatch, step: int) -> Losses:
         """The losses of a step, weighted as its phase says."""
@@ -90,8 +96,9 @@ class ClipTraining:
 
     def validate(self, learner: ClipLearner) -> dict[str, float]:
         """The terms of the loss on clips of held-out users."""
-        clips, generator = draw_examples(self.data.validation_clips, self.config.validation_clips, seed=0, step=0)
-        batch = self.data.validation.batch(clips, self.config.clip_frames, NO_AUGMENTATION, generator)
+        clips = self.data.validation.clips(self.config.clip_frames)
+        chosen, generator = draw_examples(clips, self.config.validation_clips, seed=0, step=0)
+        batch = self.data.validation.batch(chosen, self.config.clip_frames, NO_AUGMENTATION, generator)
         return {name: float(value) for name, value in learner(batch, self.config.weights).terms.items()}
 
 

@@ -1,8 +1,8 @@
 """The training loop (§5.1), whatever is trained: resumable to the bit, in one process or several.
 
 What is trained, on which batches and towards what, is a `Task`. A run is a folder: `config.json` (what is trained, on
-what, by which code, on which machine), `log.csv` (a row per step), `checkpoint.pt` (weights, optimiser, position). The
-weights of a finished run go to a file of their own.
+what, by which code, on which machine), `log.csv` (a row per step), `curve.csv` (the same, thinned), `checkpoint.pt`
+(weights, optimiser, position). The weights of a finished run go to a file of their own.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.distributed as dist
@@ -41,10 +42,10 @@ class TrainingConfig:
     which the paper leaves open.
     """
 
-    steps: int = 8000
+    steps: int = 20_000
     optimizer: Literal["adam", "sgd"] = "adam"
     """SGD has a momentum of 0.9."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 200
     gradient_norm: float = 5.0
@@ -88,7 +89,7 @@ class Task(Protocol):
     """The term that the progress bar shows."""
 
     def learner(self, device: torch.device) -> nn.Module:
-        """A new module that computes losses. Its `network` is what is saved, `network.backbone` what takes the time."""
+        """A new module that computes losses. Its `network` is saved, `network.costly_layers` take most of the time."""
 
     def batch(self, step: int, rank: int, processes: int) -> Any:
         """The share of a step's batch that falls to one of the processes: a function of its arguments alone."""
@@ -169,7 +170,7 @@ class Run:
         return {f"validation_{name}": value for name, value in self.task.validate(self.module.eval()).items()}
 
     def save(self) -> None:
-        """Write checkpoint and log, each whole or not at all."""
+        """Write checkpoint, log and curve, each whole or not at all."""
         if self.rank > 0:
             return
         state = {
@@ -180,7 +181,11 @@ class Run:
             "log": self.log,
         }
         write_atomically(self.folder / "checkpoint.pt", lambda path: torch.save(state, path))
-        write_atomically(self.folder / "log.csv", lambda path: pd.DataFrame(self.log).to_csv(path, index=False))
+        log = pd.DataFrame(self.log)
+        write_atomically(self.folder / "log.csv", lambda path: log.to_csv(path, index=False))
+        write_atomically(
+            self.folder / "curve.csv", lambda path: thinned(log).to_csv(path, index=False, float_format="%.6g")
+        )
 
     def _resume(self) -> None:
         path = self.folder / "checkpoint.pt"
@@ -242,12 +247,22 @@ def draw_examples(
     return chosen[rank * share : (rank + 1) * share], generator
 
 
+def thinned(log: pd.DataFrame, points: int = 200) -> pd.DataFrame:
+    """The log of a run in at most `points` rows: means over as many steps each, with the step, crops and seconds at
+    which they end. Validations stand where they were made."""
+    if log.empty:
+        return log
+    part = np.arange(len(log)) * points // len(log) if len(log) > points else np.arange(len(log))
+    ends = log.assign(crops=log.crops.cumsum()).groupby(part)[["step", "crops", "seconds"]].last()
+    return log.groupby(part).mean().assign(**ends)
+
+
 def accelerate(network: nn.Module, device: torch.device, config: TrainingConfig) -> None:
-    """Run the backbone, where the time goes, in the precision asked for, and compiled. The weights stay float32.
+    """Run a network's `costly_layers` in the precision asked for, the first of them compiled. Weights stay float32.
 
     Raises InputError if compilation is asked for and no C++ compiler is there.
     """
-    backbone = network.backbone
+    backbone, *_ = network.costly_layers
     if config.compiled:
         if device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
             raise InputError(
@@ -255,7 +270,9 @@ def accelerate(network: nn.Module, device: torch.device, config: TrainingConfig)
             )
         backbone.compile(dynamic=True)
     if config.precision == "bfloat16":
-        backbone.forward = torch.autocast(device.type, torch.bfloat16)(backbone.forward)
+        network.to(memory_format=torch.channels_last)
+        for layers in network.costly_layers:
+            layers.forward = torch.autocast(device.type, torch.bfloat16)(layers.forward)
 
 
 def _optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

@@ -25,8 +25,8 @@ from lib.rendered.shape import generic_hand
 from lib.training import Run, draw_examples
 
 CONFIG = ClipTrainingConfig(
-    network=TINY, augmentation=NO_AUGMENTATION, pose_steps=6, steps=12, clips=2, clip_frames=4, warmup_steps=2,
-    precision="float32", compiled=False, validation_every=6, validation_clips=2,
+    network=TINY, augmentation=NO_AUGMENTATION, pose_steps=6, steps=12, hands=8, pose_clip_frames=4, clip_frames=4,
+    warmup_steps=2, precision="float32", compiled=False, validation_every=6, validation_clips=2,
 )  # fmt: skip
 
 WEIGHTS = "weights.safetensors"
@@ -35,13 +35,12 @@ WEIGHTS = "weights.safetensors"
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> ClipData:
     source = ClipSource([sequence_of(tmp_path_factory.mktemp("recording"), 6)])
-    clips = source.clips(4)
-    return ClipData(source, source, clips, clips, "made up")
+    return ClipData(source, source, "made up")
 
 
 @pytest.fixture
 def batch(data):
-    clips, generator = draw_examples(data.train_clips, 3, seed=0, step=0)
+    clips, generator = draw_examples(data.train.clips(4), 3, seed=0, step=0)
     return data.train.batch(clips, 4, NO_AUGMENTATION, generator)
 
 
@@ -50,9 +49,11 @@ def run(folder: Path, data: ClipData, **changes) -> Run:
 
 
 def test_overfits_a_clip(data, tmp_path):
-    one = replace(data, train_clips=data.train_clips[:1], validation_clips=data.train_clips[:1])
+    source = ClipSource([sequence_of(tmp_path, 4)])
+    source.labels["views"][:, 1] = 0  # the left hand only: one clip
+    one = ClipData(source, source, "one clip")
     training = run(
-        tmp_path, one, steps=400, pose_steps=400, clips=1, learning_rate=4e-3, warmup_steps=10, validation_every=400
+        tmp_path, one, steps=400, pose_steps=400, hands=4, learning_rate=4e-3, warmup_steps=10, validation_every=400
     )
     training.train(tmp_path / WEIGHTS)
     assert training.log[-1]["known_mpjpe_mm"] < 2.0
@@ -146,8 +147,7 @@ def test_processes_share_a_batch_evenly():
 def _train(folder: Path, recording: Path, delay: float) -> None:
     torch.set_num_threads(1)
     source = ClipSource([sequence_of(recording, 6)])
-    clips = source.clips(4)
-    training = run(folder, ClipData(source, source, clips, clips, "made up"), steps=40, pose_steps=20)
+    training = run(folder, ClipData(source, source, "made up"), steps=40, pose_steps=20)
     training.train(folder / WEIGHTS, save_seconds=delay)
 
 
@@ -194,7 +194,7 @@ def test_resuming_after_every_step_changes_nothing(data, tmp_path):
 
 def test_another_configuration_is_refused_with_the_difference(data, tmp_path):
     run(tmp_path, data)
-    with pytest.raises(InputError, match=r"training\.learning_rate: 0\.001 there, 0\.5 asked for"):
+    with pytest.raises(InputError, match=r"training\.learning_rate: 0\.002 there, 0\.5 asked for"):
         run(tmp_path, data, learning_rate=0.5)
     with pytest.raises(InputError, match="data: made up there, other asked for"):
         run(tmp_path, replace(data, fingerprint="other"))

@@ -1,0 +1,86 @@
+"""The search for a recipe: what §5.1 leaves open, one setting changed at a time, the same number of crops for each.
+
+Every row is judged on held-out training users, never on test users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from lib.clips import Augmentation
+from lib.errors import InputError
+from lib.experiments import EXPERIMENTS, REFERENCE_NETWORK, load_task
+from lib.files import write_atomically
+from lib.hands import HandModel
+from lib.objective import ClipTrainingConfig
+from lib.results import commit, results_folder
+from lib.training import Run
+
+BASE = EXPERIMENTS["full_temporal_loss"]
+_POSE_TEMPORAL = BASE.weights
+VARIANTS: dict[str, ClipTrainingConfig] = {
+    "base": BASE,
+    "learning rate x0.5": replace(BASE, learning_rate=BASE.learning_rate / 2),
+    "learning rate x2": replace(BASE, learning_rate=BASE.learning_rate * 2),
+    "constant learning rate": replace(BASE, schedule="constant"),
+    "batch x0.5": replace(BASE, hands=BASE.hands // 2),
+    "batch x2": replace(BASE, hands=BASE.hands * 2),
+    "clips of 8 frames throughout": replace(BASE, pose_clip_frames=BASE.clip_frames),
+    "clips of 4 frames at the end": replace(BASE, clip_frames=BASE.clip_frames // 2),
+    "clips of 16 frames at the end": replace(BASE, clip_frames=2 * BASE.clip_frames),
+    "all losses from the start": replace(BASE, pose_steps=0),
+    "no augmentation": replace(BASE, augmentation=Augmentation(0.0, 0.0, 0.0, 0.0, 0.0)),
+    "half the augmentation": replace(BASE, augmentation=Augmentation(0.05, 0.1, 0.035, 0.2, 0.1)),
+    "twice the augmentation": replace(BASE, augmentation=Augmentation(0.2, 0.4, 0.14, 0.2, 0.4)),
+    "two views always": replace(BASE, augmentation=Augmentation(single_view=0.0)),
+    "one view in 60 %": replace(BASE, augmentation=Augmentation(single_view=0.6)),
+    "U weighs 0.3": replace(BASE, weights=replace(_POSE_TEMPORAL, unknown=0.3)),
+    "U weighs 0": replace(BASE, weights=replace(_POSE_TEMPORAL, unknown=0.0)),
+    "24, 48, 96 channels": replace(BASE, network=replace(REFERENCE_NETWORK, widths=(24, 48, 96))),
+    "48, 96, 160 channels": replace(BASE, network=replace(REFERENCE_NETWORK, widths=(48, 96, 160))),
+}
+
+
+def search(
+    profile: str, data_folder: Path, generic_hand: HandModel, device: str, crops: int, names: Iterable[str]
+) -> pd.DataFrame:
+    """Train the named variants on `crops` crops each, and add a row for each to tables/recipe.csv, which it returns.
+
+    Variants that are in the table already are not trained again; one that was stopped goes on. Errors are those of the
+    held-out users, by regressor K and U (mm). Raises InputError for an unknown name.
+    """
+    if unknown := set(names) - VARIANTS.keys():
+        raise InputError(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
+    path = results_folder(profile) / "tables" / "recipe.csv"
+    table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["variant", "crops_asked"])
+    for name in names:
+        if not ((table.variant == name) & (table.crops_asked == crops)).any():
+            row = _train(name, profile, data_folder, generic_hand, device, crops)
+            table = pd.concat((table, pd.DataFrame([row])), ignore_index=True)
+            write_atomically(path, lambda temporary, table=table: table.to_csv(temporary, index=False))
+    return table
+
+
+def _train(
+    name: str, profile: str, data_folder: Path, generic_hand: HandModel, device: str, crops: int
+) -> dict[str, object]:
+    task = load_task(VARIANTS[name], data_folder, generic_hand, device)
+    task = replace(task, config=task.config.lasting(crops // len(task.batch(0, 0, 1))))
+    folder = results_folder(profile) / "runs" / "recipe" / f"{name} {crops}"
+    run = Run(folder, task, device)
+    run.train(folder / "weights.safetensors")
+    log, known, unknown = pd.DataFrame(run.log), "validation_known_mpjpe_mm", "validation_unknown_mpjpe_mm"
+    return {
+        "variant": name,
+        "crops_asked": crops,
+        "crops": int(log.crops.sum()),
+        "steps": len(log),
+        "minutes": round(run.seconds / 60, 1),
+        "known_mpjpe_mm": round(log[known].iloc[-1], 2),
+        "unknown_mpjpe_mm": round(log[unknown].iloc[-1], 2) if unknown in log else None,
+        "commit": commit(),
+    }
