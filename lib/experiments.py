@@ -20,7 +20,7 @@ from lib.results import results_folder
 from lib.training import Run, Task, TrainingConfig, fit_to_minutes
 
 PUBLISHED_NETWORK = NetworkConfig()
-REFERENCE_NETWORK = NetworkConfig(stem="unshuffle", widths=(32, 64, 128), blocks=(2, 3, 2))
+REFERENCE_NETWORK = NetworkConfig(stem="unshuffle", widths=(24, 48, 96), blocks=(2, 3, 2))
 """What two CPU cores can train: another backbone, the rest as published."""
 
 _POSE = LossWeights(temporal=0.0, pinch=0.0)

@@ -36,9 +36,9 @@ class ClipTrainingConfig(TrainingConfig):
     network: NetworkConfig = field(default_factory=NetworkConfig)
     weights: LossWeights = field(default_factory=LossWeights)
     augmentation: Augmentation = field(default_factory=Augmentation)
-    pose_steps: int = 10_000
+    pose_steps: int = 12_000
     hands: int = 96
-    pose_clip_frames: int = 2
+    pose_clip_frames: int = 1
     clip_frames: int = 8
     validation_clips: int = 96
 
@@ -54,6 +54,10 @@ class ClipTrainingConfig(TrainingConfig):
         """The same training in another number of steps, phases in proportion."""
         phases = replace(self, steps=steps, pose_steps=steps * self.pose_steps // self.steps)
         return replace(phases, warmup_steps=min(self.warmup_steps, max(1, steps // 10)))
+
+    def first_phase(self) -> tuple[int, ClipTrainingConfig]:
+        """The phase with L_pose alone, the same for all weights of the other terms."""
+        return self.pose_steps, replace(self, weights=replace(self.weights, temporal=0.0, pinch=0.0))
 
 
 @dataclass(frozen=True)

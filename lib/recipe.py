@@ -29,6 +29,7 @@ VARIANTS: dict[str, ClipTrainingConfig] = {
     "constant learning rate": replace(BASE, schedule="constant"),
     "batch x0.5": replace(BASE, hands=BASE.hands // 2),
     "batch x2": replace(BASE, hands=BASE.hands * 2),
+    "clips of 2 frames at first": replace(BASE, pose_clip_frames=2),
     "clips of 8 frames throughout": replace(BASE, pose_clip_frames=BASE.clip_frames),
     "clips of 4 frames at the end": replace(BASE, clip_frames=BASE.clip_frames // 2),
     "clips of 16 frames at the end": replace(BASE, clip_frames=2 * BASE.clip_frames),
@@ -40,7 +41,7 @@ VARIANTS: dict[str, ClipTrainingConfig] = {
     "one view in 60 %": replace(BASE, augmentation=Augmentation(single_view=0.6)),
     "U weighs 0.3": replace(BASE, weights=replace(_POSE_TEMPORAL, unknown=0.3)),
     "U weighs 0": replace(BASE, weights=replace(_POSE_TEMPORAL, unknown=0.0)),
-    "24, 48, 96 channels": replace(BASE, network=replace(REFERENCE_NETWORK, widths=(24, 48, 96))),
+    "32, 64, 128 channels": replace(BASE, network=replace(REFERENCE_NETWORK, widths=(32, 64, 128))),
     "48, 96, 160 channels": replace(BASE, network=replace(REFERENCE_NETWORK, widths=(48, 96, 160))),
 }
 

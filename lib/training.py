@@ -2,11 +2,13 @@
 
 What is trained, on which batches and towards what, is a `Task`. A run is a folder: `config.json` (what is trained, on
 what, by which code, on which machine), `log.csv` (a row per step), `curve.csv` (the same, thinned), `checkpoint.pt`
-(weights, optimiser, position). The weights of a finished run go to a file of their own.
+(weights, optimiser, position). The weights of a finished run go to a file of their own. A first phase that several
+configurations have in common is trained once: its end lies in `first_phases/` beside the runs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -42,7 +44,7 @@ class TrainingConfig:
     which the paper leaves open.
     """
 
-    steps: int = 20_000
+    steps: int = 18_000
     optimizer: Literal["adam", "sgd"] = "adam"
     """SGD has a momentum of 0.9."""
     learning_rate: float = 2e-3
@@ -65,6 +67,10 @@ class TrainingConfig:
     def lasting(self, steps: int) -> TrainingConfig:
         """The same training in another number of steps."""
         return replace(self, steps=steps)
+
+    def first_phase(self) -> tuple[int, TrainingConfig]:
+        """How many steps are the same in every configuration that has the same one beside it. Here none."""
+        return 0, self
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,8 @@ class Run:
         with tqdm(total=config.steps, initial=self.step, desc=self.folder.name, unit="step", **quiet) as progress:
             while self.step < config.steps:
                 row = self.one_step()
+                if self.step == self.config.first_phase()[0]:
+                    self._save_state(self._first_phase)
                 progress.update()
                 progress.set_postfix({self.task.watched: f"{row[self.task.watched]:.3g}"}, refresh=False)
                 if time.monotonic() - last_saved > save_seconds:
@@ -135,7 +143,12 @@ class Run:
                     last_saved = time.monotonic()
         self.save()
         if self.rank == 0:
-            about = {"run": (self.folder / "config.json").read_text(), "seconds": f"{self.seconds:.0f}"}
+            crops = sum(row["crops"] for row in self.log)
+            about = {
+                "run": (self.folder / "config.json").read_text(),
+                "seconds": f"{self.seconds:.0f}",
+                "crops": f"{crops}",
+            }
             save_network(self.network.half(), weights, about)
         return self.network.float()
 
@@ -173,6 +186,14 @@ class Run:
         """Write checkpoint, log and curve, each whole or not at all."""
         if self.rank > 0:
             return
+        self._save_state(self.folder / "checkpoint.pt")
+        log = pd.DataFrame(self.log)
+        write_atomically(self.folder / "log.csv", lambda path: log.to_csv(path, index=False))
+        write_atomically(
+            self.folder / "curve.csv", lambda path: thinned(log).to_csv(path, index=False, float_format="%.6g")
+        )
+
+    def _save_state(self, path: Path) -> None:
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -180,16 +201,20 @@ class Run:
             "seconds": self.seconds,
             "log": self.log,
         }
-        write_atomically(self.folder / "checkpoint.pt", lambda path: torch.save(state, path))
-        log = pd.DataFrame(self.log)
-        write_atomically(self.folder / "log.csv", lambda path: log.to_csv(path, index=False))
-        write_atomically(
-            self.folder / "curve.csv", lambda path: thinned(log).to_csv(path, index=False, float_format="%.6g")
-        )
+        if self.rank == 0:
+            write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+    @property
+    def _first_phase(self) -> Path:
+        """Where the runs beside this one find and leave the state after the phase that they have in common."""
+        _, config = self.config.first_phase()
+        common = json.dumps([asdict(config), self.task.fingerprint, str(self.device)])
+        return self.folder.parent / "first_phases" / f"{hashlib.sha256(common.encode()).hexdigest()[:16]}.pt"
 
     def _resume(self) -> None:
-        path = self.folder / "checkpoint.pt"
-        if not path.exists():
+        """Go on from the last checkpoint; a run that has none, from the end of a phase that another has trained."""
+        path = next((path for path in (self.folder / "checkpoint.pt", self._first_phase) if path.exists()), None)
+        if path is None:
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.network.load_state_dict(state["network"])

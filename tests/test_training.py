@@ -252,3 +252,15 @@ def test_two_processes_with_half_the_batch_each_give_the_same_gradients(tmp_path
     assert two.keys() == one.keys()
     for name, gradient in one.items():
         torch.testing.assert_close(two[name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max() + 1e-3))
+
+
+def test_a_phase_in_common_is_trained_once(data, tmp_path):
+    alone = run(tmp_path / "alone" / "full", data, weights=LossWeights(pinch=0.0))
+    alone.train(tmp_path / "alone" / WEIGHTS)
+    run(tmp_path / "runs" / "pose", data, weights=LossWeights(temporal=0.0, pinch=0.0)).train(tmp_path / WEIGHTS)
+    second = run(tmp_path / "runs" / "full", data, weights=LossWeights(pinch=0.0))
+    assert second.step == CONFIG.pose_steps
+    second.train(tmp_path / "runs" / WEIGHTS)
+    assert (tmp_path / "runs" / WEIGHTS).read_bytes()[-1000:] == (tmp_path / "alone" / WEIGHTS).read_bytes()[-1000:]
+    other = run(tmp_path / "runs" / "other", data, seed=1, weights=LossWeights(pinch=0.0))
+    assert other.step == 0
