@@ -19,11 +19,12 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 
 from lib.cameras import Pinhole, PosedCamera
-from lib.crops import MAX_VIEWS, crop_cameras, crop_points, sample, sees_hand, select_views, source_pixels
+from lib.crops import MAX_VIEWS, sample, source_pixels
 from lib.errors import InputError
 from lib.files import write_atomically
-from lib.hands import LANDMARKS, HandModel, for_hand
+from lib.hands import HandModel
 from lib.recordings import Recording
+from lib.tracking import HandLabels, choose_views
 
 CACHE_SIZE = 128
 Region = tuple[int, int, int, int]
@@ -118,14 +119,9 @@ def crop_sequence(recording: Recording, picture: PictureSource) -> CropSequence:
 
 def _choose_crops(recording: Recording, frame: int) -> tuple[Bool[Tensor, "2 cameras"], PosedCamera]:
     """The views that are cached in a frame, and all crop cameras (2, cameras), enlarged to `CACHE_SIZE`."""
-    hands, cameras = torch.arange(2), recording.cameras(frame)
-    world_from_wrist = for_hand(recording.world_from_wrist[frame], hands)
-    points = crop_points(recording.hand_model, recording.joint_angles[frame], world_from_wrist)
-    crop, exists = crop_cameras(cameras, points, hands, recording.mounting_angles)
-    seen = sees_hand(cameras, points[:, : len(LANDMARKS)]) & exists & recording.labelled[frame][:, None]
-    return select_views(seen), PosedCamera(
-        Pinhole.create(CACHE_SIZE, crop.camera.focal_px[..., 0]), crop.world_from_camera
-    )
+    labels = HandLabels.of(recording, frame)
+    views, crop = choose_views(recording.cameras(frame), recording.mounting_angles, recording.hand_model, labels)
+    return views, PosedCamera(Pinhole.create(CACHE_SIZE, crop.camera.focal_px[..., 0]), crop.world_from_camera)
 
 
 def _take(

@@ -81,8 +81,8 @@ def use_style() -> None:
     )
 
 
-def show_picture(axes: Axes, picture: UInt8[np.ndarray, "height width"], title: str = "") -> None:
-    """A grey picture without axes."""
+def show_picture(axes: Axes, picture: UInt8[np.ndarray, "height width *rgb"], title: str = "") -> None:
+    """A grey or coloured picture without axes."""
     axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axes.set_title(title)
     axes.axis("off")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from lib.hands import HandModel, for_hand
 from lib.network import Crops, HandPrediction, TemporalState, UmeTrack
 from lib.recordings import Recording
 
+Network = TypeVar("Network", bound=nn.Module)
 HANDS = 2
 CALIBRATION_SAMPLES = 30
 
@@ -69,7 +71,7 @@ class Tracks:
         write_atomically(path, write)
 
 
-def prepare_for_inference(network: UmeTrack) -> UmeTrack:
+def prepare_for_inference(network: Network) -> Network:
     """The network in evaluation mode with every batch normalisation folded into the convolution before it.
 
     Changes `network` and its results by rounding only; do not train it afterwards.
@@ -109,14 +111,22 @@ def choose_crop_cameras(
     labels: HandLabels,
     min_views: int,
 ) -> tuple[Int[Tensor, "tracked"], Bool[Tensor, "tracked cameras"], PosedCamera]:
-    """The hands to track, the cameras chosen for each, and all their crop cameras, batch (tracked, cameras)."""
+    """The hands that `min_views`, 1 or 2, cameras see; the cameras chosen for each; all crop cameras of each."""
+    views, crop = choose_views(cameras, mounting_angles, model, labels)
+    chosen = views.sum(dim=1) >= min_views
+    return torch.arange(HANDS)[chosen], views[chosen], crop[chosen]
+
+
+def choose_views(
+    cameras: PosedCamera, mounting_angles: Float[Tensor, "cameras"], model: HandModel, labels: HandLabels
+) -> tuple[Bool[Tensor, "2 cameras"], PosedCamera]:
+    """The cameras chosen for each hand, none for one that is not labelled, and all crop cameras, batch (2, cameras)."""
     hands = torch.arange(HANDS)
     world_from_wrist = for_hand(labels.world_from_wrist, hands)
     points = crop_points(model, labels.joint_angles, world_from_wrist)
     crop, exists = crop_cameras(cameras, points, hands, mounting_angles)
     seen = sees_hand(cameras, points[:, : len(model.landmark_bone_weights)]) & exists & labels.labelled[:, None]
-    chosen = seen.sum(dim=1) >= min_views
-    return hands[chosen], select_views(seen)[chosen], crop[chosen]
+    return select_views(seen), crop
 
 
 def take_crops(

@@ -8,9 +8,10 @@ Texels hold the square root of radiance. Source: spec synthetic_data.md, "Pictur
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, UInt8, UInt32
 from scipy.ndimage import maximum_filter, minimum_filter
 
 from lib.rendered.compiled import compiled
@@ -37,6 +38,12 @@ class Environment:
 
     texture: UInt8[np.ndarray, "rows columns"]
     """Root radiance, 255 is white, with a border of one texel that continues the map beyond its edges."""
+
+    @cached_property
+    def quads(self) -> UInt32[np.ndarray, "rows columns"]:
+        """Every texel with its neighbours right, below and right below, a byte each, the lowest first: one look-up."""
+        texture = self.texture.astype(np.uint32)
+        return texture[:-1, :-1] | texture[:-1, 1:] << 8 | texture[1:, :-1] << 16 | texture[1:, 1:] << 24
 
     def radiance(self, directions: Float[np.ndarray, "lights 3"], sharpness: float) -> Float[np.ndarray, "lights"]:
         """Mean radiance around unit directions, weighted by the cosine to them raised to `sharpness`."""

@@ -12,3 +12,8 @@ def compiled(function):
     has wrapped the function in checks, the function inside is compiled.
     """
     return njit(cache=True, nogil=True, error_model="numpy")(inspect.unwrap(function))
+
+
+def inlined(function):
+    """Compile into the compiled functions that call it: one called for every pixel need not be handed its arrays."""
+    return njit(inline="always", error_model="numpy")(inspect.unwrap(function))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from lib.rendered.compiled import compiled
+from lib.rendered.compiled import compiled, inlined
 from lib.rendered.lighting import illuminate, shade, vertex_normals
 from lib.rendered.scene import Scene
 from lib.rendered.sensor import expose, noise_key, turn_grid
@@ -90,7 +90,7 @@ def render_view(
     layer, coverage = resolve(depth, face, box, tiles, mesh.triangles, screen, value, mesh.texture_coordinates,
                               mesh.texture_index, mesh.texture_strength, scene.textures)  # fmt: skip
     grid, key = turn_grid(scene.ray_grid[camera], pose), noise_key(scene.seed, frame, camera)
-    return expose(region, grid, scene.environment.texture, layer, coverage, box, scene.exposure[frame],
+    return expose(region, grid, scene.environment.quads, layer, coverage, box, scene.exposure[frame],
                   sensor.shot_noise, sensor.read_noise, sensor.contrast, key, width)  # fmt: skip
 
 
@@ -103,15 +103,18 @@ def render_frame(scene: Scene, frame: int) -> UInt8[np.ndarray, "4 height width"
 @compiled
 def skin(rest_positions, bone_indices, bone_weights, bones):
     """World positions (V, 3) of vertices that follow up to five bones (B, 3, 4) each."""
-    points = np.zeros_like(rest_positions)
+    points = np.empty_like(rest_positions)
     for v in range(len(rest_positions)):
-        x, y, z = rest_positions[v]
+        rest_x, rest_y, rest_z = rest_positions[v]
+        x, y, z = 0.0, 0.0, 0.0
         for k in range(bone_indices.shape[1]):
             weight = bone_weights[v, k]
             if weight > 0.0:
                 bone = bones[bone_indices[v, k]]
-                for row in range(3):
-                    points[v, row] += weight * (bone[row, 0] * x + bone[row, 1] * y + bone[row, 2] * z + bone[row, 3])
+                x += weight * (bone[0, 0] * rest_x + bone[0, 1] * rest_y + bone[0, 2] * rest_z + bone[0, 3])
+                y += weight * (bone[1, 0] * rest_x + bone[1, 1] * rest_y + bone[1, 2] * rest_z + bone[1, 3])
+                z += weight * (bone[2, 0] * rest_x + bone[2, 1] * rest_y + bone[2, 2] * rest_z + bone[2, 3])
+        points[v] = x, y, z
     return points
 
 
@@ -163,7 +166,7 @@ def visible_triangles(triangles, triangle_offsets, drawn, screen, distance, regi
         if not drawn[part]:
             continue
         for face in range(triangle_offsets[part], triangle_offsets[part + 1]):
-            a, b, c = triangles[face]
+            a, b, c = _corners(triangles, face)
             if distance[a] < 0.0 or distance[b] < 0.0 or distance[c] < 0.0:
                 continue
             x0, y0, x1, y1 = _extent(screen, a, b, c)
@@ -199,7 +202,7 @@ def bounding_box(faces, triangles, screen, region):
     """The part (x0, y0, x1, y1) of the region that the triangles may cover; empty without triangles."""
     x0, y0, x1, y1 = 1e9, 1e9, -1e9, -1e9
     for face in faces:
-        a, b, c = triangles[face]
+        a, b, c = _corners(triangles, face)
         left, top, right, bottom = _extent(screen, a, b, c)
         x0, y0, x1, y1 = min(x0, left), min(y0, top), max(x1, right), max(y1, bottom)
     left, top = max(region[0], int(np.floor(x0))), max(region[1], int(np.floor(y0)))
@@ -211,7 +214,7 @@ def touched_tiles(faces, triangles, screen, box):
     """Which squares of `TILE` pixels of the box the triangles may cover; only these are cleared and resolved."""
     tiles = np.zeros((-((box[1] - box[3]) // TILE), -((box[0] - box[2]) // TILE)), np.bool_)
     for face in faces:
-        a, b, c = triangles[face]
+        a, b, c = _corners(triangles, face)
         x0, y0, x1, y1 = _extent(screen, a, b, c)
         left, top = max(int(np.floor(x0)) - box[0], 0) // TILE, max(int(np.floor(y0)) - box[1], 0) // TILE
         right, bottom = int(np.ceil(x1)) - box[0], int(np.ceil(y1)) - box[1]
@@ -221,15 +224,15 @@ def touched_tiles(faces, triangles, screen, box):
 
 @compiled
 def rasterise(faces, triangles, screen, distance, box, tiles):
-    """Distance and index of the nearest face at each sample of the pixels of `box`, (h, w, 4), valid in the tiles."""
+    """Distance and index of the nearest face at each sample of the pixels of `box`, (4, h, w), valid in the tiles."""
     x0, y0, x1, y1 = box
-    depth = np.empty((y1 - y0, x1 - x0, len(SAMPLES)), np.float32)
+    depth = np.empty((len(SAMPLES), y1 - y0, x1 - x0), np.float32)
     nearest = np.empty(depth.shape, np.int32)
     for row, column in np.argwhere(tiles) * TILE:
-        depth[row : row + TILE, column : column + TILE] = np.inf
-        nearest[row : row + TILE, column : column + TILE] = NO_FACE
+        depth[:, row : row + TILE, column : column + TILE] = np.inf
+        nearest[:, row : row + TILE, column : column + TILE] = NO_FACE
     for face in faces:
-        a, b, c = triangles[face]
+        a, b, c = _corners(triangles, face)
         for s in range(len(SAMPLES)):
             dx, dy, instant = SAMPLES[s]
             ax, ay = _at(screen, a, instant)
@@ -247,15 +250,14 @@ def rasterise(faces, triangles, screen, distance, box, tiles):
                 wa = (left + dx - bx) * (cy - by) - (y + dy - by) * (cx - bx)
                 wb = (left + dx - cx) * (ay - cy) - (y + dy - cy) * (ax - cx)
                 wc = (left + dx - ax) * (by - ay) - (y + dy - ay) * (bx - ax)
-                for x in range(left, right):
-                    if wa >= 0.0 and wb >= 0.0 and wc >= 0.0:
-                        z = np.float32(wa * za + wb * zb + wc * zc)
-                        if z < depth[y - y0, x - x0, s]:
-                            depth[y - y0, x - x0, s] = z
-                            nearest[y - y0, x - x0, s] = face
-                    wa += cy - by
-                    wb += ay - cy
-                    wc += by - ay
+                row_depth = depth[s, y - y0, left - x0 : right - x0]
+                row_nearest = nearest[s, y - y0, left - x0 : right - x0]
+                for i in range(right - left):  # vectorised, since no pixel needs the one before it
+                    ea, eb, ec = wa + i * (cy - by), wb + i * (ay - cy), wc + i * (by - ay)
+                    if (ea >= 0.0) & (eb >= 0.0) & (ec >= 0.0):
+                        z = np.float32(ea * za + eb * zb + ec * zc)
+                        if z < row_depth[i]:
+                            row_depth[i], row_nearest[i] = z, face
     return depth, nearest
 
 
@@ -267,7 +269,7 @@ def resolve(
 
     A pixel whose samples see one surface is shaded once, at its centre; any other is shaded sample by sample.
     """
-    height, width, samples = depth.shape
+    height, width = depth.shape[1:]
     radiance = np.zeros((height, width), np.float32)
     coverage = np.zeros((height, width), np.uint8)
     for top, left in np.argwhere(tiles) * TILE:
@@ -275,20 +277,20 @@ def resolve(
             for column in range(left, min(left + TILE, width)):
                 total, covered = 0.0, 0
                 low, high = np.float32(np.inf), np.float32(0.0)
-                for s in range(samples):
-                    if nearest[row, column, s] != NO_FACE:
+                for s in range(len(SAMPLES)):
+                    if nearest[s, row, column] != NO_FACE:
                         covered += 1
-                        low, high = min(low, depth[row, column, s]), max(high, depth[row, column, s])
+                        low, high = min(low, depth[s, row, column]), max(high, depth[s, row, column])
                 x, y = column + box[0], row + box[1]
-                if covered == samples and high - low < ONE_SURFACE:
-                    total = _texel(nearest[row, column, 0], x, y, 0.5, triangles, screen, value,
+                if covered == len(SAMPLES) and high - low < ONE_SURFACE:
+                    total = _texel(nearest[0, row, column], x, y, 0.5, triangles, screen, value,
                                    texture_coordinates, texture_index, texture_strength, textures)  # fmt: skip
-                    total *= samples
+                    total *= len(SAMPLES)
                 elif covered:
-                    for s in range(samples):
-                        if nearest[row, column, s] != NO_FACE:
+                    for s in range(len(SAMPLES)):
+                        if nearest[s, row, column] != NO_FACE:
                             dx, dy, instant = SAMPLES[s]
-                            total += _texel(nearest[row, column, s], x + dx, y + dy, instant, triangles, screen, value,
+                            total += _texel(nearest[s, row, column], x + dx, y + dy, instant, triangles, screen, value,
                                             texture_coordinates, texture_index, texture_strength, textures)  # fmt: skip
                 if covered:
                     radiance[row, column] = total / covered
@@ -305,12 +307,19 @@ def _at(screen, v, instant):
     )
 
 
-@compiled
+@inlined
+def _corners(triangles, face):
+    """The vertices of a triangle, unsigned, since an index that may be negative costs a check at every use."""
+    a, b, c = triangles[np.uint64(face)]
+    return np.uint64(a), np.uint64(b), np.uint64(c)
+
+
+@inlined
 def _texel(
     face, px, py, instant, triangles, screen, value, texture_coordinates, texture_index, texture_strength, textures
 ):
     """Radiance of a face at a point of the screen: interpolated from its corners, times its texture."""
-    a, b, c = triangles[face]
+    a, b, c = _corners(triangles, face)
     ax, ay = _at(screen, a, instant)
     bx, by = _at(screen, b, instant)
     cx, cy = _at(screen, c, instant)
@@ -330,14 +339,14 @@ def _texel(
     return (wa * value[a] + wb * value[b] + wc * value[c]) * (1.0 + strength * detail)
 
 
-@compiled
+@inlined
 def _trilinear(textures, index, x, y, z):
     """Value in -1..1 of a solid texture, which repeats, at a position in texels."""
     left, top, front = np.floor(x), np.floor(y), np.floor(z)
     fx, fy, fz = x - left, y - top, z - front
     mask = textures.shape[1] - 1
-    x0, y0, z0 = int(left) & mask, int(top) & mask, int(front) & mask
-    x1, y1, z1 = (x0 + 1) & mask, (y0 + 1) & mask, (z0 + 1) & mask
+    x0, y0, z0 = np.uint64(int(left) & mask), np.uint64(int(top) & mask), np.uint64(int(front) & mask)
+    x1, y1, z1 = np.uint64(int(left) + 1 & mask), np.uint64(int(top) + 1 & mask), np.uint64(int(front) + 1 & mask)
     t = textures[index]
     near = (t[x0, y0, z0] * (1.0 - fx) + t[x1, y0, z0] * fx) * (1.0 - fy) + (
         t[x0, y1, z0] * (1.0 - fx) + t[x1, y1, z0] * fx

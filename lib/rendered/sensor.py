@@ -84,7 +84,7 @@ def noise_key(seed: int, frame: int, camera: int) -> np.uint32:
 
 
 @compiled
-def expose(region, grid, environment, radiance, coverage, box, exposure, shot_noise, read_noise, contrast, key, width):
+def expose(region, grid, quads, radiance, coverage, box, exposure, shot_noise, read_noise, contrast, key, width):
     """The uint8 picture of `region`: the drawn layer, which covers `box`, over the environment, seen by the sensor.
 
     `radiance` is the layer's mean over its covered samples, of four, which `coverage` counts.
@@ -97,8 +97,8 @@ def expose(region, grid, environment, radiance, coverage, box, exposure, shot_no
     skip = x0 - first * GRID_PX
     picture = np.empty((y1 - y0, x1 - x0), np.uint8)
     for y in range(y0, y1):
-        _octahedral_row(grid, y, first, last, np.float32(environment.shape[0] - 2), u, v, signal)
-        _look_up(environment, u, v, background)
+        _octahedral_row(grid, y, first, last, np.float32(quads.shape[0] - 1), u, v, signal)
+        _look_up(quads, u, v, background)
         if box[1] <= y < box[3]:
             for x in range(box[0], box[2]):
                 if coverage[y - box[1], x - box[0]]:
@@ -141,13 +141,15 @@ def _octahedral_row(grid, y, first, last, size, u, v, signal):
 
 
 @compiled
-def _look_up(environment, u, v, background):
-    """Interpolated texels of the environment, 0..1, at texel coordinates (the map has a border of one texel)."""
+def _look_up(quads, u, v, background):
+    """Interpolated texels of the environment, 0..1, at texel coordinates; `quads` as in `Environment`."""
+    byte, texels = np.uint32(255), np.empty(len(u), np.uint32)
     for i in range(len(u)):
-        column, row = int(u[i]), int(v[i])
-        fx, fy = u[i] - np.float32(column), v[i] - np.float32(row)
-        a, b = np.float32(environment[row, column]), np.float32(environment[row, column + 1])
-        c, d = np.float32(environment[row + 1, column]), np.float32(environment[row + 1, column + 1])
+        texels[i] = quads[np.uint64(v[i]), np.uint64(u[i])]
+    for i in range(len(u)):
+        fx, fy = u[i] - np.floor(u[i]), v[i] - np.floor(v[i])
+        a, b = np.float32(texels[i] & byte), np.float32(texels[i] >> np.uint32(8) & byte)
+        c, d = np.float32(texels[i] >> np.uint32(16) & byte), np.float32(texels[i] >> np.uint32(24))
         top, bottom = a + fx * (b - a), c + fx * (d - c)
         background[i] = (top + fy * (bottom - top)) * np.float32(1 / 255)
 
@@ -161,7 +163,7 @@ def _sense(value, signal, gain, shot_noise, read_noise, contrast, key, start):
         h = np.uint32(np.uint32(h ^ (h >> np.uint32(16))) * np.uint32(0x7FEB352D))
         h = np.uint32(np.uint32(h ^ (h >> np.uint32(15))) * np.uint32(0x846CA68B))
         h = np.uint32(h ^ (h >> np.uint32(16)))
-        total = (
+        total = np.uint32(
             (h & np.uint32(255))
             + ((h >> np.uint32(8)) & np.uint32(255))
             + ((h >> np.uint32(16)) & np.uint32(255))
