@@ -1,0 +1,218 @@
+"""The claims of the paper's text that our data can test, and whether they hold (claims.csv).
+
+A claim compares two methods on the same sequences. It holds if the 95 % bootstrap interval of the paired difference
+lies on the claimed side: of zero, or, where the paper speaks of a small cost, of `SMALL_COST` of what it is compared
+with. A claim that does not hold is contradicted, if the interval lies on the other side, or undecided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from lib.metrics import PCK_THRESHOLDS_MM, landmark_errors
+from lib.predictions import Predictions
+from lib.statistics import Interval, Pooled, combined, difference
+from lib.tables import (
+    ABLATION,
+    BASELINE,
+    CASES,
+    MPJPA,
+    MPJPE,
+    MULTISTAGE,
+    PAPER_TABLE_2,
+    PAPER_TABLE_3,
+    PAPER_TABLE_4,
+    PINCH,
+    TEMPORAL,
+    WITH_PINCH,
+    AllPredictions,
+    Cell,
+    Cells,
+    case_row,
+)
+
+SMALL_COST = 0.03
+"""The paper's costs called small are of 0 to 2 %."""
+UNITS = {MPJPE: "mm", MPJPA: "mm/frame²", "precision_percent": "%", "recall_percent": "%"}
+Than = Literal["lower", "higher", "hardly higher"]
+OCCLUDED = ("full_temporal_loss", "no_temporal_temporal_loss")
+"""With and without the temporal module, trained with the same losses."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim, what the paper and we say about it, and whether it holds on our data."""
+
+    claim: str
+    paper: str
+    ours: str
+    holds: bool
+
+
+def claims_table(predictions: AllPredictions, cells: Cells) -> pd.DataFrame:
+    """All claims, in the order of the paper."""
+    verdicts = [
+        *_ablation_claims(cells),
+        _occlusion_claim(predictions),
+        *_multistage_claims(cells),
+        *(_crossing_claim(predictions, protocol) for protocol in ("separate_hand", "hand_hand")),
+        *_pinch_claims(cells),
+    ]
+    return pd.DataFrame([vars(verdict) for verdict in verdicts])
+
+
+def _ablation_claims(cells: Cells) -> list[Verdict]:
+    """§5.2: what each module, L_temp and the One-Euro filter do."""
+
+    def claim(text: str, first: str, second: str, metric: str, than: Than = "lower") -> Verdict:
+        numbers = [PAPER_TABLE_2[row][1 if metric == MPJPE else 2] for row in (first, second)]
+        return compare(cells, text, numbers, (ABLATION, first, metric), (ABLATION, second, metric), than)
+
+    smooth = "no_temporal_temporal_loss"
+    return [
+        claim("the feature transform lowers the error", "full", "no_ftl", MPJPE),
+        claim("the skeleton encoder lowers the error", "full", "no_skeleton_encoder", MPJPE),
+        claim("the temporal module lowers the error", "full", "no_temporal", MPJPE),
+        claim("the temporal module lowers the jitter", "full", "no_temporal", MPJPA),
+        claim("without the temporal module L_temp lowers the jitter", smooth, "no_temporal", MPJPA),
+        claim("without the temporal module L_temp raises the error", smooth, "no_temporal", MPJPE, "higher"),
+        claim("in the full model L_temp lowers the jitter", TEMPORAL, "full", MPJPA),
+        claim("in the full model L_temp costs little error", TEMPORAL, "full", MPJPE, "hardly higher"),
+        claim("L_temp has less error than a One-Euro filter tuned to its jitter", TEMPORAL, "full_one_euro", MPJPE),
+    ]
+
+
+def _multistage_claims(cells: Cells) -> list[Verdict]:
+    """§5.3: the end-to-end model against the multi-stage one."""
+    verdicts = []
+    for column, (metric, name) in enumerate(((MPJPE, "error"), (MPJPA, "jitter"))):
+        for case, (skeleton, protocol) in enumerate(CASES):
+            numbers = [PAPER_TABLE_3[method][case][column] for method in (TEMPORAL, BASELINE)]
+            first, second = (_case(method, skeleton, protocol, metric) for method in (TEMPORAL, BASELINE))
+            claim = f"end-to-end has less {name} than multi-stage ({skeleton} skeleton, {protocol})"
+            verdicts.append(compare(cells, claim, numbers, first, second))
+    return verdicts + [_unknown_claim(cells, protocol) for protocol in ("separate_hand", "hand_hand")]
+
+
+def _unknown_claim(cells: Cells, protocol: str) -> Verdict:
+    order = [(BASELINE, "unknown"), (TEMPORAL, "unknown"), (BASELINE, "known"), (TEMPORAL, "known")]
+    lead = combined(lambda a, b, c, d: (a - b) - (c - d), *(cells[_case(m, s, protocol, MPJPE)] for m, s in order))
+    unknown, known = (
+        difference(*(cells[_case(method, skeleton, protocol, MPJPE)] for method in (BASELINE, TEMPORAL)))
+        for skeleton in ("unknown", "known")
+    )
+    paper = [PAPER_TABLE_3[m][CASES.index((s, protocol))][0] for m, s in order]
+    return _verdict(
+        f"the lead over multi-stage is larger where the skeleton is unknown ({protocol})",
+        f"{paper[0] - paper[1]:.1f} against {paper[2] - paper[3]:.1f} mm",
+        f"lead {unknown.value:.2f} mm unknown, {known.value:.2f} mm known: {lead} mm",
+        lead,
+        above=True,
+    )
+
+
+def _pinch_claims(cells: Cells) -> list[Verdict]:
+    """§5.4: pinch detection with and without L_pinch."""
+    verdicts = []
+    for column, metric in enumerate(("precision_percent", "recall_percent")):
+        for claim, method, than in (
+            ("without L_pinch end-to-end falls behind", TEMPORAL, "lower"),
+            ("with L_pinch end-to-end is ahead of", WITH_PINCH, "higher"),
+        ):
+            text = f"{claim} multi-stage in pinch {metric.removesuffix('_percent')}"
+            numbers = [PAPER_TABLE_4[name][column] for name in (method, BASELINE)]
+            verdicts.append(compare(cells, text, numbers, (PINCH, method, metric), (PINCH, BASELINE, metric), than))
+    for case, (skeleton, protocol) in enumerate(CASES):
+        numbers = [PAPER_TABLE_3[method][case][0] for method in (WITH_PINCH, TEMPORAL)]
+        first, second = (_case(method, skeleton, protocol, MPJPE) for method in (WITH_PINCH, TEMPORAL))
+        text = f"L_pinch costs little error ({skeleton} skeleton, {protocol})"
+        verdicts.append(compare(cells, text, numbers, first, second, "hardly higher"))
+    return verdicts
+
+
+def _case(method: str, skeleton: str, protocol: str, metric: str) -> Cell:
+    return MULTISTAGE, case_row(method, skeleton, protocol), metric
+
+
+def compare(
+    cells: Cells, claim: str, paper: Sequence[float], first: Cell, second: Cell, than: Than = "lower"
+) -> Verdict:
+    """The verdict on the claim that `first` is lower or higher than `second`, or higher by a small cost at most.
+
+    `paper` holds the paper's numbers for the two.
+    """
+    unit, change = UNITS[first[2]], difference(cells[first], cells[second])
+    limit = SMALL_COST * cells[second].mean if than == "hardly higher" else 0.0
+    names = ", ".join(f"{cell[1].split('/')[0]} {cells[cell].mean:.2f}" for cell in (first, second))
+    relative = 100 * change.value / cells[second].mean
+    return _verdict(
+        claim,
+        f"{paper[0]} against {paper[1]} {unit}",
+        f"{names} {unit}: {change} {unit}, {relative:+.0f} %",
+        change,
+        limit,
+        above=than == "higher",
+    )
+
+
+def _verdict(claim: str, paper: str, ours: str, change: Interval, limit: float = 0.0, above: bool = False) -> Verdict:
+    """Whether the whole interval lies below a limit, or above it; and if not, why not."""
+    below, beyond = change.high < limit, change.low > limit
+    holds, opposite = (beyond, below) if above else (below, beyond)
+    why = "" if holds else "; the opposite is the case" if opposite else f"; undecided, the interval holds {limit:.2g}"
+    return Verdict(claim, paper, ours + why, bool(holds))
+
+
+def _crossing_claim(predictions: AllPredictions, protocol: str) -> Verdict:
+    """§5.3, Figure 7: the end-to-end model has fewer outliers and localises less precisely."""
+    ours, theirs = (pck_of(predictions[method, "known"].only(protocol=protocol)) for method in (TEMPORAL, BASELINE))
+    lead = [difference(first, second) for first, second in zip(ours, theirs, strict=True)]
+    low, high = np.array([(change.low, change.high) for change in lead]).T
+    behind = np.flatnonzero(high < 0)
+    ahead = np.flatnonzero(low > 0)
+    holds = bool(len(behind) and len(ahead) and behind[0] < ahead[-1])
+    values = [change.value for change in lead]
+    extremes = {"lowest": np.argmin(values), "highest": np.argmax(values)}
+    shown = ", ".join(f"{name} {lead[k]} % at {PCK_THRESHOLDS_MM[k]:g} mm" for name, k in extremes.items())
+    why = "" if holds else "; no crossing: " + ("never behind" if not len(behind) else "not ahead at larger thresholds")
+    return Verdict(
+        f"fewer outliers, less precise localisation than multi-stage ({protocol})",
+        "the PCK curves cross" + (" at 9.5 mm" if protocol == "separate_hand" else ""),
+        f"PCK of end-to-end minus multi-stage: {shown}{why}",
+        holds,
+    )
+
+
+def pck_of(predictions: Predictions) -> list[Pooled]:
+    """Percent of hand-frames below each of `PCK_THRESHOLDS_MM`."""
+    errors = [
+        landmark_errors(s.tracked_keypoints, s.gt_keypoints).mean(axis=-1)[s.valid] for s in predictions.sequences
+    ]
+    return [Pooled.of([100.0 * (error < threshold) for error in errors]) for threshold in PCK_THRESHOLDS_MM]
+
+
+def errors_behind_sheet(predictions: Predictions) -> Pooled:
+    """MPJPE of the occlusion sequences while a sheet passes, mm."""
+    return Pooled.of(
+        [
+            landmark_errors(s.tracked_keypoints, s.gt_keypoints).mean(axis=-1)[s.valid & s.sheet]
+            for s in predictions.only(protocol="occlusion").sequences
+        ]
+    )
+
+
+def _occlusion_claim(predictions: AllPredictions) -> Verdict:
+    """§5.2, Figure 6."""
+    with_module, without = (errors_behind_sheet(predictions[method, "known"]) for method in OCCLUDED)
+    change = difference(with_module, without)
+    return _verdict(
+        "the temporal module helps through an occlusion",
+        "a plausible pose with it, complete failure without (Figure 6)",
+        f"behind the sheet {with_module.mean:.1f} mm with, {without.mean:.1f} mm without: {change} mm",
+        change,
+    )

@@ -1,0 +1,263 @@
+"""What every method of the study says about every sequence: computed once, kept in a file, and never mixed.
+
+Tables, figures and claims read predictions and nothing else. A file of predictions carries a manifest of what it was
+made from; it is made again when the weights, the data or the code have changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from tqdm import tqdm
+
+from lib.checkpoints import load_network
+from lib.errors import InputError
+from lib.experiments import EXPERIMENTS
+from lib.files import write_atomically
+from lib.filters import OneEuroFilter, search_one_euro
+from lib.hands import HandModel
+from lib.objective import ClipTrainingConfig
+from lib.recordings import Recording, read_recording
+from lib.rendered.shape import generic_hand
+from lib.results import commit, results_folder, save_table
+from lib.sequences import LabelledSequence, SequenceName, Split, load_sequences, split_fingerprint
+from lib.statistics import Pooled, error_of, jitter_of
+from lib.streams import HandStreams, track_both
+from lib.tracking import Tracks, prepare_for_inference
+
+VERSION = 1
+"""Raised whenever the same weights and data no longer give the same predictions."""
+END_TO_END = tuple(name for name, config in EXPERIMENTS.items() if isinstance(config, ClipTrainingConfig))
+"""The experiments that train the network of the paper."""
+Skeleton = Literal["known", "unknown"]
+TrackSequences = Callable[[Sequence[LabelledSequence]], Mapping[Skeleton, list[Tracks]]]
+"""A method: the tracks of all sequences, for known and unknown skeletons."""
+
+
+@dataclass(frozen=True)
+class TrackedSequence(SequenceName):
+    """A sequence as tracked by a method and as labelled; keypoints in mm in the world, zero where not `valid`.
+
+    `views` counts the crops of a hand. `fitted_scale` is the scale at which the generic hand at rest comes closest to
+    the user's; `scale` the calibrated one, NaN for a known skeleton.
+    """
+
+    tracked_keypoints: Float[np.ndarray, "2 frames 21 3"]
+    gt_keypoints: Float[np.ndarray, "2 frames 21 3"]
+    valid: Bool[np.ndarray, "2 frames"]
+    views: Int[np.ndarray, "2 frames"]
+    pinch: Bool[np.ndarray, "2 frames"]
+    near_miss: Bool[np.ndarray, "2 frames"]
+    sheet: Bool[np.ndarray, "frames"]
+    scale: float
+    fitted_scale: float
+
+    @staticmethod
+    def of(sequence: LabelledSequence, tracks: Tracks, generic: HandModel) -> TrackedSequence:
+        """The tracks of a sequence beside its labels."""
+        crops = sequence.crops
+        return TrackedSequence(
+            sequence.name,
+            sequence.motion,
+            tracked_keypoints=tracks.tracked_keypoints.astype(np.float32),
+            gt_keypoints=tracks.gt_keypoints.astype(np.float32),
+            valid=tracks.valid_tracking,
+            views=crops.views.T,
+            pinch=crops.pinch.T,
+            near_miss=sequence.near_miss.T,
+            sheet=sequence.sheet,
+            scale=float("nan") if tracks.scale is None else tracks.scale,
+            fitted_scale=fitted_scale(crops.hand_model, generic),
+        )
+
+
+def fitted_scale(hand: HandModel, generic: HandModel) -> float:
+    """The factor by which the generic hand at rest comes closest to a hand, in the least squares of their landmarks."""
+    target, source = (model.landmark_rest_positions.double() for model in (hand, generic))
+    return float((target * source).sum() / (source * source).sum())
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """All that a method says about a split, for one kind of skeleton."""
+
+    method: str
+    skeleton: Skeleton
+    sequences: tuple[TrackedSequence, ...]
+
+    def only(self, **names: str) -> Predictions:
+        """Those of one `protocol`, `motion` or `user`. Raises InputError if there are none.
+
+        The protocol `separate_hand` holds the pinch sequences and, like `hand_hand`, no occluding sheets.
+        """
+        chosen = [s for s in self.sequences if all(getattr(s, name) == value for name, value in names.items())]
+        if not chosen:
+            raise InputError(f"the predictions of {self.method} hold no sequence with {names}")
+        return replace(self, sequences=tuple(chosen))
+
+    def filtered(self, smoothing: OneEuroFilter, method: str) -> Predictions:
+        """The same predictions, smoothed, under another name."""
+        smooth = [
+            replace(s, tracked_keypoints=smoothing(s.tracked_keypoints, s.valid).astype(np.float32))
+            for s in self.sequences
+        ]
+        return replace(self, method=method, sequences=tuple(smooth))
+
+    def errors(self) -> Pooled:
+        """MPJPE, mm."""
+        sequences = self.sequences
+        return error_of(
+            [s.tracked_keypoints for s in sequences], [s.gt_keypoints for s in sequences], [s.valid for s in sequences]
+        )
+
+    def jitter(self) -> Pooled:
+        """MPJPA, mm per frame²."""
+        return jitter_of([s.tracked_keypoints for s in self.sequences], [s.valid for s in self.sequences])
+
+    def coverage(self) -> Pooled:
+        """Percent of the hand-frames with a crop in which the method tracks the hand: errors are over those alone."""
+        shown = [s.views > 0 for s in self.sequences]
+        return Pooled.of([100.0 * s.valid[seen] for s, seen in zip(self.sequences, shown, strict=True)])
+
+    def save(self, path: Path, manifest: Mapping) -> None:
+        """Write an .npz of one array per field and sequence and the manifest, when complete."""
+        arrays = {"manifest": np.array(json.dumps(manifest))}
+        for index, sequence in enumerate(self.sequences):
+            arrays |= {f"{index:04d}/{field.name}": np.array(getattr(sequence, field.name)) for field in _FIELDS}
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:
+                np.savez(file, **arrays)
+
+        write_atomically(path, write)
+
+
+_FIELDS = fields(TrackedSequence)
+
+
+def read_manifest(path: Path) -> dict:
+    """What a file of predictions was made from. Raises InputError if the file is broken."""
+    return _read(path, lambda stored: json.loads(str(stored["manifest"])))
+
+
+def read_predictions(path: Path) -> Predictions:
+    """The predictions of a file. Raises InputError if the file is broken."""
+
+    def read(stored) -> Predictions:
+        manifest = json.loads(str(stored["manifest"]))
+        sequences = []
+        for index in range(manifest["sequences"]):
+            values = {field.name: stored[f"{index:04d}/{field.name}"] for field in _FIELDS}
+            sequences.append(TrackedSequence(**{n: v if v.ndim else v.item() for n, v in values.items()}))
+        return Predictions(manifest["method"], manifest["skeleton"], tuple(sequences))
+
+    return _read(path, read)
+
+
+def _read(path: Path, read: Callable):
+    try:
+        with path.open("rb") as file, np.load(file) as stored:
+            return read(stored)
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path} is not a complete file of predictions: {error}; delete it to make it again"
+        ) from error
+
+
+def load_or_predict(
+    method: str, profile: str, data_folder: Path, source: str, track: TrackSequences, split: Split = "test"
+) -> dict[Skeleton, Predictions]:
+    """The predictions of a method for known and unknown skeletons, from their files or, if these are outdated, anew.
+
+    `source` identifies what tracks: a hash of its weights and settings. The files are
+    results/PROFILE/predictions/METHOD_SKELETON.npz; those of validation sequences lie in a folder of their own.
+    Raises InputError if a file is broken, or data are missing.
+    """
+    folder = results_folder(profile) / "predictions" / ("" if split == "test" else split)
+    paths = {skeleton: folder / f"{method}_{skeleton}.npz" for skeleton in get_args(Skeleton)}
+    made_from = {"method": method, "source": source, "data": split_fingerprint(data_folder, split), "version": VERSION}
+    if not all(path.exists() and made_from.items() <= read_manifest(path).items() for path in paths.values()):
+        sequences, generic = load_sequences(data_folder, split), generic_hand()
+        for skeleton, tracks in track(sequences).items():
+            tracked = [TrackedSequence.of(s, t, generic) for s, t in zip(sequences, tracks, strict=True)]
+            about = made_from | {"skeleton": skeleton, "sequences": len(tracked), "commit": commit()}
+            Predictions(method, skeleton, tuple(tracked)).save(paths[skeleton], about)
+    return {skeleton: read_predictions(path) for skeleton, path in paths.items()}
+
+
+def predict(
+    experiment: str, profile: str, data_folder: Path, split: Split = "test", device: str = "cpu"
+) -> dict[Skeleton, Predictions]:
+    """The predictions of a trained network. Raises InputError, naming the command that trains it, if it is missing."""
+    weights = results_folder(profile) / "checkpoints" / f"{experiment}.safetensors"
+    if not weights.is_file():
+        raise InputError(f"no weights at {weights}: run python -m lib train {experiment} --profile {profile}")
+
+    def track(sequences: Sequence[LabelledSequence]) -> dict[Skeleton, list[Tracks]]:
+        network = prepare_for_inference(load_network(weights)).to(device)
+        known, unknown = track_both(network, HandStreams(sequences, device), generic_hand().to(dtype=torch.float64))
+        return {"known": known, "unknown": unknown}
+
+    source = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return load_or_predict(experiment, profile, data_folder, source, track, split)
+
+
+def track_recordings(track: Callable[[Recording, Skeleton], Tracks]) -> TrackSequences:
+    """A method that runs over whole recordings, one after the other."""
+
+    def track_all(sequences: Sequence[LabelledSequence]) -> dict[Skeleton, list[Tracks]]:
+        recordings = [read_recording(sequence.video) for sequence in sequences]
+        return {
+            skeleton: [track(recording, skeleton) for recording in tqdm(recordings, f"tracking, {skeleton} skeleton")]
+            for skeleton in get_args(Skeleton)
+        }
+
+    return track_all
+
+
+def predict_all(profile: str, data_folder: Path, device: str = "cpu") -> dict[tuple[str, Skeleton], Predictions]:
+    """The predictions of every end-to-end experiment and of `full_one_euro` on the test split.
+
+    Writes what the search for the filter's parameters tried to tables/one_euro.csv.
+    """
+    made = {
+        (name, skeleton): predictions
+        for name in END_TO_END
+        for skeleton, predictions in predict(name, profile, data_folder, device=device).items()
+    }
+    smoothing = tune_one_euro(profile, data_folder, device)
+    made["full_one_euro", "known"] = made["full", "known"].filtered(smoothing, "full_one_euro")
+    return made
+
+
+def tune_one_euro(profile: str, data_folder: Path, device: str = "cpu") -> OneEuroFilter:
+    """The filter that brings `full` to the jitter of `full_temporal_loss`, tuned on held-out training users.
+
+    It sees their separate-hand sequences, as Table 2 does; writes tables/one_euro.csv. Source: §5.2.
+    """
+    full, target = (
+        predict(name, profile, data_folder, "validation", device)["known"].only(protocol="separate_hand")
+        for name in ("full", "full_temporal_loss")
+    )
+    tracked, true, valid = (
+        _side_by_side([getattr(s, name) for s in full.sequences])
+        for name in ("tracked_keypoints", "gt_keypoints", "valid")
+    )
+    smoothing, search = search_one_euro(tracked, true, valid, target.jitter().mean)
+    save_table(search, profile, "one_euro")
+    return smoothing
+
+
+def _side_by_side(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays (2, frames, ...) of several sequences as (hands, frames, ...), the shorter ones padded with zeros."""
+    longest = max(array.shape[1] for array in arrays)
+    return np.concatenate([np.pad(a, [(0, 0), (0, longest - a.shape[1]), *[(0, 0)] * (a.ndim - 2)]) for a in arrays])

@@ -1,0 +1,128 @@
+"""Tables 2, 3 and 4, the paper's numbers beside ours, and the interval of each of ours.
+
+A cell is named by table, row and metric. `measure` computes every cell as a mean pooled over sequences, from which
+tables, intervals and claims are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from lib.pinch_detection import precision_and_recall
+from lib.predictions import Predictions, Skeleton
+from lib.statistics import Pooled, interval
+
+AllPredictions = Mapping[tuple[str, Skeleton], Predictions]
+Cell = tuple[str, str, str]
+Cells = Mapping[Cell, Pooled]
+
+MPJPE, MPJPA = "mpjpe_mm", "mpjpa_mm_per_frame2"
+ABLATION, MULTISTAGE, PINCH = "table2_ablation", "table3_multistage", "table4_pinch"
+BASELINE, TEMPORAL, WITH_PINCH = "multistage", "full_temporal_loss", "full_temporal_pinch_loss"
+METHODS = (BASELINE, TEMPORAL, WITH_PINCH)
+CASES = tuple((s, p) for s in ("known", "unknown") for p in ("separate_hand", "hand_hand"))
+"""Skeleton and protocol of the columns of the paper's Table 3."""
+
+PAPER_TABLE_2 = {
+    "no_ftl": ("L_pose", 49.8, 6.29),
+    "no_skeleton_encoder": ("L_pose", 13.4, 4.07),
+    "no_temporal": ("L_pose", 9.5, 5.10),
+    "no_temporal_temporal_loss": ("L_pose + L_temp", 10.2, 4.39),
+    "full": ("L_pose", 9.3, 3.52),
+    "full_one_euro": ("L_pose", 10.1, 2.67),
+    "full_temporal_loss": ("L_pose + L_temp", 9.4, 2.61),
+}
+"""Losses, MPJPE, MPJPA. Source: Table 2; the text of §5.2 says 10.0 instead of 10.2."""
+PAPER_TABLE_3 = {
+    BASELINE: ((9.9, 3.48), (10.8, 3.33), (12.9, 3.46), (13.6, 3.33)),
+    TEMPORAL: ((9.4, 2.61), (10.5, 2.73), (11.2, 2.57), (12.0, 2.69)),
+    WITH_PINCH: ((9.4, 2.65), (10.6, 2.68), (11.4, 2.60), (12.2, 2.65)),
+}
+"""MPJPE and MPJPA for `CASES`. Source: Table 3; the text of §5.3 says 2.68 instead of 2.73."""
+OFFICIAL_TABLE_3 = {
+    BASELINE: ((9.9, 4.63), (10.8, 4.09), (12.9, 4.67), (13.6, 4.17)),
+    TEMPORAL: ((None, None),) * 4,
+    WITH_PINCH: ((9.4, 3.92), (10.6, 3.47), (10.0, 3.86), (10.9, 3.44)),
+}
+"""As corrected on the page of the paper's authors, whose one model has the MPJPE of the paper's row with L_pinch."""
+PAPER_TABLE_4 = {BASELINE: (96.5, 95.0), TEMPORAL: (92.2, 90.8), WITH_PINCH: (97.3, 97.3)}
+"""Precision and recall, percent. Source: Table 4."""
+
+
+def measure(predictions: AllPredictions) -> dict[Cell, Pooled]:
+    """Every cell of Tables 2 to 4, from the predictions of the experiments, `full_one_euro` and `multistage`.
+
+    Table 2 is about separate hands with known skeletons; Table 4 about the pinch sequences, known skeletons.
+    """
+    cells = {}
+    for row in PAPER_TABLE_2:
+        separate = predictions[row, "known"].only(protocol="separate_hand")
+        cells[ABLATION, row, MPJPE], cells[ABLATION, row, MPJPA] = separate.errors(), separate.jitter()
+    for method in METHODS:
+        for skeleton, protocol in CASES:
+            chosen, row = predictions[method, skeleton].only(protocol=protocol), case_row(method, skeleton, protocol)
+            cells[MULTISTAGE, row, MPJPE], cells[MULTISTAGE, row, MPJPA] = chosen.errors(), chosen.jitter()
+        precision, recall = precision_and_recall(predictions[method, "known"])
+        cells[PINCH, method, "precision_percent"], cells[PINCH, method, "recall_percent"] = precision, recall
+    return cells
+
+
+def case_row(method: str, skeleton: str, protocol: str) -> str:
+    """The name of a row of Table 3."""
+    return f"{method}/{skeleton}/{protocol}"
+
+
+def ablation_table(cells: Cells) -> pd.DataFrame:
+    """Table 2."""
+    rows = [
+        {"model": row, "losses": losses, **_ours(cells, ABLATION, row, (MPJPE, MPJPA))}
+        | {f"{MPJPE}_paper": error, f"{MPJPA}_paper": jitter}
+        for row, (losses, error, jitter) in PAPER_TABLE_2.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def multistage_table(cells: Cells) -> pd.DataFrame:
+    """Table 3, with the paper's numbers and its authors' corrected ones."""
+    rows = []
+    for method in METHODS:
+        printed = zip(CASES, PAPER_TABLE_3[method], OFFICIAL_TABLE_3[method], strict=True)
+        for (skeleton, protocol), paper, official in printed:
+            ours = _ours(cells, MULTISTAGE, case_row(method, skeleton, protocol), (MPJPE, MPJPA))
+            theirs = {f"{m}_paper": v for m, v in zip(ours, paper, strict=True)}
+            theirs |= {f"{m}_official": v for m, v in zip(ours, official, strict=True)}
+            rows.append({"method": method, "skeleton": skeleton, "protocol": protocol} | ours | theirs)
+    return pd.DataFrame(rows)
+
+
+def pinch_table(cells: Cells) -> pd.DataFrame:
+    """Table 4."""
+    rows = []
+    for method, paper in PAPER_TABLE_4.items():
+        ours = _ours(cells, PINCH, method, ("precision_percent", "recall_percent"))
+        rows.append({"method": method} | ours | {f"{m}_paper": v for m, v in zip(ours, paper, strict=True)})
+    return pd.DataFrame(rows)
+
+
+def _ours(cells: Cells, table: str, row: str, metrics: tuple[str, ...]) -> dict[str, float]:
+    return {metric: cells[table, row, metric].mean for metric in metrics}
+
+
+def intervals_table(cells: Cells) -> pd.DataFrame:
+    """The 95 % bootstrap interval over sequences of every cell."""
+    rows = [(*cell, interval(metric).low, interval(metric).high) for cell, metric in cells.items()]
+    return pd.DataFrame(rows, columns=["table", "row", "metric", "low", "high"])
+
+
+def scale_table(unknown: Predictions) -> pd.DataFrame:
+    """How well the scale of each user's hand was calibrated: the fitted scale, and mean and spread over recordings.
+
+    The error is relative to the scale at which the generic hand comes closest to the user's.
+    """
+    rows = pd.DataFrame(
+        [(s.user, s.fitted_scale, s.scale) for s in unknown.sequences], columns=["user", "fitted", "scale"]
+    )
+    table = rows.groupby("user").agg(fitted=("fitted", "first"), calibrated=("scale", "mean"), spread=("scale", "std"))
+    return table.assign(error_percent=100 * (table.calibrated / table.fitted - 1)).reset_index()

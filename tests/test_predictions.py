@@ -1,0 +1,218 @@
+"""Predictions are computed once, kept with what they were made from, and made again when that has changed."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_network
+from test_streams import reindex, tiny_dataset
+
+from lib.checkpoints import load_network, save_network
+from lib.errors import InputError
+from lib.filters import OneEuroFilter
+from lib.metrics import mpjpa, mpjpe
+from lib.predictions import (
+    END_TO_END,
+    Predictions,
+    TrackedSequence,
+    fitted_scale,
+    load_or_predict,
+    predict,
+    predict_all,
+    read_manifest,
+    read_predictions,
+    track_recordings,
+)
+from lib.rendered.shape import generic_hand
+from lib.tracking import Tracker, Tracks
+
+
+def tracked(rng, name: str = "separate_hand/user_44/recording_00", motion: str = "pinch", frames: int = 8, **changes):
+    """A sequence whose hands are tracked with an error of 3 mm along x, the left one not in frame 3."""
+    true = (100 * rng.normal(size=(2, frames, 21, 3))).astype(np.float32)
+    valid = np.ones((2, frames), bool)
+    valid[0, 3] = False
+    none = np.zeros((2, frames), bool)
+    sequence = TrackedSequence(
+        name, motion, true + np.float32([3, 0, 0]), true, valid, 2 * valid.astype(int), none, none, none[0],
+        scale=float("nan"), fitted_scale=1.1,
+    )  # fmt: skip
+    return replace(sequence, **changes)
+
+
+@pytest.fixture
+def predictions(rng) -> Predictions:
+    other = tracked(rng, "hand_hand/user_45/recording_01", "hand_hand", frames=5, scale=0.9)
+    return Predictions("method", "unknown", (tracked(rng), other))
+
+
+@pytest.fixture
+def dataset(tmp_path) -> Path:
+    return tiny_dataset(tmp_path / "data", motions=("separate_hand", "hand_hand"), users=(44,))
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch) -> Path:
+    """Results go to a folder of the test."""
+    monkeypatch.setattr("lib.results.ROOT", tmp_path)
+    return tmp_path / "results" / "tiny"
+
+
+class CountingMethod:
+    """Says that every hand is where it is, and counts how often it is asked."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, sequences):
+        self.calls += 1
+        tracks = [Tracks(s.true_keypoints(), s.true_keypoints(), s.crops.views.T > 0) for s in sequences]
+        return {"known": tracks, "unknown": [replace(t, scale=1.25) for t in tracks]}
+
+
+def test_files_give_back_what_was_saved(tmp_path, predictions):
+    path = tmp_path / "method_unknown.npz"
+    predictions.save(path, {"method": "method", "skeleton": "unknown", "sequences": 2, "source": "x"})
+    read = read_predictions(path)
+    assert (read.method, read.skeleton, len(read.sequences)) == ("method", "unknown", 2)
+    for before, after in zip(predictions.sequences, read.sequences, strict=True):
+        for field in fields(TrackedSequence):
+            np.testing.assert_array_equal(getattr(after, field.name), getattr(before, field.name))
+    assert read_manifest(path)["source"] == "x"
+
+
+def test_metrics_are_those_of_all_sequences(predictions):
+    joined = [
+        np.concatenate([getattr(s, name) for s in predictions.sequences], axis=1)
+        for name in ("tracked_keypoints", "gt_keypoints", "valid")
+    ]
+    assert predictions.errors().mean == pytest.approx(3.0, rel=1e-5)
+    assert predictions.errors().mean == pytest.approx(mpjpe(*joined))
+    parts = [mpjpa(s.tracked_keypoints, s.valid) for s in predictions.sequences]
+    assert min(parts) < predictions.jitter().mean < max(parts)
+
+
+def test_coverage_counts_hands_that_can_be_seen(predictions):
+    """The left hand is lost in frame 3 of both sequences; in the first no camera shows it there."""
+    first, second = predictions.sequences
+    lost = replace(predictions, sequences=(first, replace(second, views=np.ones((2, 5), int))))
+    assert predictions.coverage().mean == 100.0
+    assert lost.coverage().mean == pytest.approx(100 * (15 + 9) / (15 + 10))
+
+
+def test_subsets(predictions):
+    assert [s.user for s in predictions.only(protocol="hand_hand").sequences] == ["user_45"]
+    assert [s.user for s in predictions.only(motion="pinch").sequences] == ["user_44"]
+    assert predictions.only(protocol="separate_hand").sequences == predictions.only(motion="pinch").sequences
+    with pytest.raises(InputError, match=r"hold no sequence with .*occlusion"):
+        predictions.only(protocol="occlusion")
+
+
+def test_filtering_keeps_the_labels(predictions):
+    smooth = predictions.filtered(OneEuroFilter(0.5, 0.0), "smooth")
+    assert smooth.method == "smooth"
+    assert smooth.jitter().mean < 0.5 * predictions.jitter().mean
+    for before, after in zip(predictions.sequences, smooth.sequences, strict=True):
+        assert after.gt_keypoints is before.gt_keypoints
+        np.testing.assert_array_equal(after.tracked_keypoints[0, 3], before.tracked_keypoints[0, 3])
+
+
+def test_fitted_scale():
+    generic = generic_hand()
+    assert fitted_scale(generic.scaled(1.2), generic) == pytest.approx(1.2)
+
+
+def test_predicted_once(dataset, results):
+    method = CountingMethod()
+    first, again = (load_or_predict("method", "tiny", dataset, "weights", method) for _ in range(2))
+    assert method.calls == 1
+    assert sorted(path.name for path in (results / "predictions").iterdir()) == [
+        "method_known.npz", "method_unknown.npz"
+    ]  # fmt: skip
+    for skeleton, scale in (("known", np.nan), ("unknown", 1.25)):
+        assert first[skeleton].errors().mean == pytest.approx(0.0, abs=1e-3)
+        np.testing.assert_array_equal([s.scale for s in again[skeleton].sequences], [scale, scale])
+
+
+@pytest.mark.parametrize("change", ["weights", "data", "version", "missing"])
+def test_predicted_again_after_a_change(dataset, results, monkeypatch, change):
+    method = CountingMethod()
+    load_or_predict("method", "tiny", dataset, "weights", method)
+    if change == "data":
+        reindex(dataset, fingerprint="changed")
+    elif change == "version":
+        monkeypatch.setattr("lib.predictions.VERSION", -1)
+    elif change == "missing":
+        (results / "predictions" / "method_unknown.npz").unlink()
+    load_or_predict("method", "tiny", dataset, "other weights" if change == "weights" else "weights", method)
+    assert method.calls == 2
+
+
+def test_a_broken_file_is_refused_and_kept(dataset, results):
+    method = CountingMethod()
+    load_or_predict("method", "tiny", dataset, "weights", method)
+    path = results / "predictions" / "method_known.npz"
+    whole = path.read_bytes()
+    for broken in (whole[: len(whole) // 2], b"", b"PK nonsense"):
+        path.write_bytes(broken)
+        with pytest.raises(InputError, match=r"method_known\.npz is not a complete file of predictions"):
+            load_or_predict("method", "tiny", dataset, "weights", method)
+        assert path.read_bytes() == broken
+    assert method.calls == 1
+
+
+def test_missing_weights_name_the_command(dataset, results):
+    with pytest.raises(InputError, match=r"no weights at .*: run python -m lib train full --profile tiny"):
+        predict("full", "tiny", dataset)
+
+
+def test_a_trained_network_predicts_as_the_tracker_does(dataset, results):
+    weights = results / "checkpoints" / "full.safetensors"
+    save_network(tiny_network(), weights)
+    batched = predict("full", "tiny", dataset)
+    tracker, generic = Tracker(load_network(weights)), generic_hand().to(dtype=torch.float64)
+
+    def track(recording, skeleton):
+        if skeleton == "known":
+            return tracker.track_known(recording, recording.hand_model)
+        return tracker.track_unknown(recording, generic)
+
+    one_by_one = load_or_predict("baseline", "tiny", dataset, "settings", track_recordings(track))
+    for skeleton, predictions in batched.items():
+        for ours, theirs in zip(predictions.sequences, one_by_one[skeleton].sequences, strict=True):
+            shown = theirs.valid
+            np.testing.assert_allclose(ours.tracked_keypoints[shown], theirs.tracked_keypoints[shown], atol=3e-3)
+
+
+def test_all_methods(dataset, results, monkeypatch):
+    """One-Euro is tuned on validation sequences and applied to the test split."""
+    asked = []
+
+    def predicted(name, profile, folder, split="test", device="cpu"):
+        asked.append((name, split))
+        method = CountingMethod()
+        noise = {"full": 5.0, "full_temporal_loss": 1.0}.get(name, 0.0)
+
+        def noisy(sequences):
+            rng = np.random.default_rng(0)
+            return {
+                skeleton: [replace(t, tracked_keypoints=t.tracked_keypoints + noise * rng.normal(size=(2, 1, 1, 1)) +
+                                   noise * rng.normal(size=t.tracked_keypoints.shape)) for t in tracks]
+                for skeleton, tracks in method(sequences).items()
+            }  # fmt: skip
+
+        return load_or_predict(name, profile, folder, "made up", noisy)
+
+    monkeypatch.setattr("lib.predictions.predict", predicted)
+    made = predict_all("tiny", dataset)
+    assert {case for case in asked if case[1] == "validation"} == {
+        ("full", "validation"), ("full_temporal_loss", "validation")
+    }  # fmt: skip
+    assert len(made) == 2 * len(END_TO_END) + 1
+    full, smooth, target = (made[name, "known"] for name in ("full", "full_one_euro", "full_temporal_loss"))
+    chosen = [p.only(protocol="separate_hand").jitter().mean for p in (full, smooth, target)]
+    assert chosen[1] == pytest.approx(chosen[2], rel=0.01)
+    assert chosen[1] < 0.8 * chosen[0]
+    assert (results / "tables" / "one_euro.csv").is_file()
