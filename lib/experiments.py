@@ -40,7 +40,7 @@ VALIDATION_SHARE = 0.1
 """Share of the training users that are held out, to watch the training and to tune thresholds."""
 
 
-_CLIPS = {"hands": 16, "pose_clip_frames": 2, "clip_frames": 4, "pose_steps": 12, "validation_clips": 4}
+_CLIPS = {"hands": 16, "pose_clip_frames": 2, "clip_frames": 4, "pose_steps": 12, "validation_hands": 16}
 SMOKE: dict[type[TrainingConfig], dict[str, int]] = {
     ClipTrainingConfig: {"steps": 24, "validation_every": 12, **_CLIPS},
 }

@@ -40,7 +40,7 @@ class ClipTrainingConfig(TrainingConfig):
     hands: int = 96
     pose_clip_frames: int = 1
     clip_frames: int = 8
-    validation_clips: int = 96
+    validation_hands: int = 768
 
     def weights_at(self, step: int) -> LossWeights:
         """The loss weights of a step: no temporal and no pinch term in the first phase."""
@@ -98,11 +98,12 @@ class ClipTraining:
         """The losses of a step, weighted as its phase says."""
         return learner(batch, self.config.weights_at(step))
 
-    def validate(self, learner: ClipLearner) -> dict[str, float]:
-        """The terms of the loss on clips of held-out users."""
-        clips = self.data.validation.clips(self.config.clip_frames)
-        chosen, generator = draw_examples(clips, self.config.validation_clips, seed=0, step=0)
-        batch = self.data.validation.batch(chosen, self.config.clip_frames, NO_AUGMENTATION, generator)
+    def validate(self, learner: ClipLearner, step: int) -> dict[str, float]:
+        """The terms of the loss on clips of held-out users, as long as those that the step trains on."""
+        frames = self.config.clip_frames_at(step)
+        clips = self.data.validation.clips(frames)
+        chosen, generator = draw_examples(clips, self.config.validation_hands // frames, seed=0, step=0)
+        batch = self.data.validation.batch(chosen, frames, NO_AUGMENTATION, generator)
         return {name: float(value) for name, value in learner(batch, self.config.weights).terms.items()}
 
 

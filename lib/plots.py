@@ -17,11 +17,11 @@ from lib.claims import pck_of
 from lib.errors import InputError
 from lib.figures import COLUMN_WIDTH, PAGE_WIDTH
 from lib.hands import LANDMARKS
-from lib.inspection import FRAMES_PER_SECOND
 from lib.metrics import PCK_THRESHOLDS_MM, auc, error_per_landmark, landmark_errors, pinch_distance
 from lib.pinch_detection import THRESHOLD_MM, precision_recall_curve, stretches
-from lib.predictions import Predictions, TrackedSequence
-from lib.tables import METHODS, AllPredictions
+from lib.predictions import AllPredictions, Predictions, TrackedSequence
+from lib.recordings import FRAMES_PER_SECOND
+from lib.tables import METHODS
 
 METHOD_NAMES = {
     "no_ftl": "no FTL",
@@ -68,10 +68,12 @@ def pck_figure(predictions: AllPredictions) -> Figure:
 
 
 def training_figure(logs: Mapping[str, pd.DataFrame], metric: str = "known_mpjpe_mm") -> Figure:
-    """The error on held-out users and, faint, on the training batches, over the crops seen, by experiment."""
+    """The error on held-out users and, faint, on the training batches, over the crops seen, of `curve.csv` files."""
     figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.6))
     for name, log in logs.items():
-        crops = log.crops.cumsum() / 1e6
+        if metric not in log:
+            continue  # the baseline's networks are judged otherwise
+        crops = log.crops / 1e6
         style = {"color": METHOD_COLORS[name], "linestyle": "--" if name == "no_temporal_temporal_loss" else "-"}
         axes.plot(crops, log[metric].ewm(halflife=max(1, len(log) / 100)).mean(), alpha=0.3, lw=0.8, **style)
         measured = log[f"validation_{metric}"].notna()

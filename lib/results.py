@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
+from lib.errors import InputError
 from lib.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,6 +20,15 @@ ROOT = Path(__file__).resolve().parents[1]
 def results_folder(profile: str) -> Path:
     """The folder that a run with this profile writes to; only that of `reference` is committed."""
     return ROOT / "results" / profile
+
+
+def training_curves(profile: str) -> dict[str, pd.DataFrame]:
+    """The thinned logs of the runs of a profile, by experiment. Raises InputError if there are none."""
+    folder = results_folder(profile) / "runs"
+    curves = {path.parent.name: pd.read_csv(path) for path in sorted(folder.glob("*/curve.csv"))}
+    if not curves:
+        raise InputError(f"no training has left a curve.csv below {folder}: run make train PROFILE={profile}")
+    return curves
 
 
 def save_figure(figure: Figure, profile: str, name: str) -> None:

@@ -103,8 +103,8 @@ class Task(Protocol):
     def losses(self, learner: nn.Module, batch: Any, step: int) -> Losses:
         """What `learner` makes of a batch in a step."""
 
-    def validate(self, learner: nn.Module) -> Mapping[str, float]:
-        """Errors on held-out users: on the same examples every time, without augmentation."""
+    def validate(self, learner: nn.Module, step: int) -> Mapping[str, float]:
+        """Errors on held-out users after a step: on the same examples every time, without augmentation."""
 
 
 class Run:
@@ -180,7 +180,8 @@ class Run:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Errors on held-out users."""
-        return {f"validation_{name}": value for name, value in self.task.validate(self.module.eval()).items()}
+        errors = self.task.validate(self.module.eval(), self.step - 1)
+        return {f"validation_{name}": value for name, value in errors.items()}
 
     def save(self) -> None:
         """Write checkpoint, log and curve, each whole or not at all."""

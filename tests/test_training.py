@@ -26,7 +26,7 @@ from lib.training import Run, draw_examples
 
 CONFIG = ClipTrainingConfig(
     network=TINY, augmentation=NO_AUGMENTATION, pose_steps=6, steps=12, hands=8, pose_clip_frames=4, clip_frames=4,
-    warmup_steps=2, precision="float32", compiled=False, validation_every=6, validation_clips=2,
+    warmup_steps=2, precision="float32", compiled=False, validation_every=6, validation_hands=8,
 )  # fmt: skip
 
 WEIGHTS = "weights.safetensors"
