@@ -12,13 +12,14 @@ INSTALLED := .venv/requirements.lock
 RESULTS := results/$(PROFILE)
 TEST_DATA := data/$(PROFILE)/testing.json
 TRAINING_DATA := data/$(PROFILE)/training.json
-EXPERIMENT ?= full_temporal_loss
+# What the lecture on training trains on, whatever the profile.
+LESSON_DATA := data/smoke/training.json
 
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 EXECUTED := $(NOTEBOOKS:%=$(RESULTS)/%)
 LIBRARY := $(shell find lib -type f -not -path '*/__pycache__/*')
 # What every notebook is made from, besides itself and the notebook before it.
-INPUTS := $(LIBRARY) $(INSTALLED) $(TEST_DATA)
+INPUTS := $(LIBRARY) $(INSTALLED) $(TEST_DATA) $(LESSON_DATA) $(wildcard $(RESULTS)/checkpoints/*)
 
 # One thread per core unless the caller knows better.
 export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),$(shell getconf _NPROCESSORS_ONLN))
@@ -85,7 +86,8 @@ notebooks: study ## run the study and keep its notebooks, outputs included, as t
 
 .PHONY: smoke
 smoke: ## train and run the study at toy size
-	$(MAKE) train study PROFILE=smoke
+	$(MAKE) train PROFILE=smoke
+	$(MAKE) study PROFILE=smoke
 
 .PHONY: data
 data: $(TEST_DATA) ## render the test recordings (three minutes)
@@ -98,8 +100,13 @@ data/%/training.json: | $(INSTALLED)
 	$(PYTHON) -m lib render --profile $* --split train --output $(@D)
 
 .PHONY: train
-train: $(TRAINING_DATA) ## train EXPERIMENT (default: full_temporal_loss), or go on with it
-	$(PYTHON) -m lib train $(EXPERIMENT) --profile $(PROFILE) --resume
+train: $(INSTALLED) ## train every experiment, or go on with it; MINUTES=10 gives each ten minutes
+	@$(MAKE) $$($(PYTHON) -m lib experiments | sed 's|.*|$(RESULTS)/checkpoints/&.safetensors|')
+
+# The data is asked for here, not as a prerequisite: weights that are there need none.
+$(RESULTS)/checkpoints/%.safetensors:
+	$(MAKE) $(TRAINING_DATA)
+	$(PYTHON) -m lib train $* --profile $(PROFILE) --resume $(addprefix --minutes ,$(MINUTES))
 
 # ---- checks ---------------------------------------------------------------------------------------------------------
 
@@ -116,7 +123,7 @@ test-library: $(INSTALLED)
 	@$(PYTHON) -m pytest
 
 # The stored outputs of cells tagged nbval-check-output must come out again; cells without the tag must run.
-test-notebooks: $(INSTALLED) $(TEST_DATA)
+test-notebooks: $(INSTALLED) $(TEST_DATA) $(LESSON_DATA)
 	@echo '== stored outputs of the notebooks'
 	@TQDM_DISABLE=1 $(PYTHON) -m pytest --nbval-lax --nbval-current-env notebooks
 

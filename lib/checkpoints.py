@@ -6,16 +6,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib.errors import InputError
 from lib.files import write_atomically
 from lib.network import NetworkConfig, UmeTrack
 
+Network = TypeVar("Network", bound=nn.Module)
 PUBLISHED_PREFIXES = {
     "_feature_extractor._image_backbone.0._layers.0.": "backbone.stem.",
     **{f"_feature_extractor._image_backbone.0._layers.{i}.": f"backbone.stages.{i - 1}." for i in (1, 2, 3, 4)},
@@ -34,24 +36,36 @@ def load_network(path: Path) -> UmeTrack:
     Never unpickles anything but tensors. Raises InputError if the file is missing, is no state dict, or does not fit
     the network it claims to be; the message lists the parameters concerned.
     """
+    if path.suffix == ".safetensors" or not path.is_file():
+        return load_weights(path, UmeTrack, NetworkConfig)
+    return _with_weights(UmeTrack, NetworkConfig(), _read_published(path), path)
+
+
+def load_weights(path: Path, network: type[Network], config: type) -> Network:
+    """A network of the given class in evaluation mode, its configuration and weights from a .safetensors file.
+
+    Raises InputError as `load_network` does, and if the file holds another class of network.
+    """
     if not path.is_file():
         raise InputError(
             f"no weights at {path}: expected a .safetensors file of this project or the published checkpoint"
         )
-    config, weights = (
-        _read_safetensors(path) if path.suffix == ".safetensors" else (NetworkConfig(), _read_published(path))
-    )
+    return _with_weights(network, *_read_safetensors(path, network.__name__, config), path)
+
+
+def _with_weights(network: type[Network], config: Any, weights: Mapping[str, Tensor], source: Path) -> Network:
     with torch.device("meta"):
-        network = UmeTrack(config)
-    check_names_and_shapes(weights, network.state_dict(), source=path)
-    network = UmeTrack(config)
-    network.load_state_dict(weights)
-    return network.eval()
+        expected = network(config).state_dict()
+    check_names_and_shapes(weights, expected, source)
+    loaded = network(config)
+    loaded.load_state_dict(weights)
+    return loaded.eval()
 
 
-def save_network(network: UmeTrack, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write weights and configuration to a .safetensors file, under its final name only when complete."""
-    metadata = {"network": json.dumps(asdict(network.config)), **(metadata or {})}
+def save_network(network: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write weights, class and configuration to a .safetensors file, under its final name only when complete."""
+    about = {"class": type(network).__name__, "network": json.dumps(asdict(network.config))}
+    metadata = about | dict(metadata or {})
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
     write_atomically(path, lambda temporary: temporary.write_bytes(save(weights, metadata)))
 
@@ -72,13 +86,16 @@ def check_names_and_shapes(weights: Mapping[str, Tensor], expected: Mapping[str,
         )
 
 
-def _read_safetensors(path: Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
+def _read_safetensors(path: Path, expected: str, config_class: type) -> tuple[Any, dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         settings = json.loads(metadata["network"])
-        config = NetworkConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+        stored = metadata.get("class", UmeTrack.__name__)  # the first files held no other
+        if stored != expected:
+            raise InputError(f"{path} holds the weights of a {stored}, expected those of a {expected}")
+        config = config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path} is not a weights file of this project (safetensors with its network's configuration): {error}"

@@ -14,13 +14,20 @@ from lib.checkpoints import load_network
 from lib.errors import InputError
 from lib.experiments import EXPERIMENTS, PUBLISHED_NETWORK, REFERENCE_NETWORK, train_experiment
 from lib.files import read_hand
+from lib.hands import HandModel
+from lib.methods import tune as tune_methods
 from lib.metrics import auc, mpjpa, mpjpe, pck
+from lib.multistage.benchmark import benchmark_multistage
+from lib.multistage.networks import detector, keypoint_source
+from lib.multistage.sources import Detector, KeypointSource
+from lib.multistage.tracker import MultistageTracker
 from lib.network import UmeTrack
 from lib.overlay import write_overlay
 from lib.recipe import VARIANTS
 from lib.recipe import search as search_recipe
-from lib.recordings import read_recording
+from lib.recordings import Recording, read_recording
 from lib.rendered.shape import generic_hand
+from lib.report import write_report
 from lib.results import ROOT
 from lib.tracking import CALIBRATION_SAMPLES, Tracker, Tracks
 from lib.training import process_group
@@ -43,16 +50,39 @@ def track(options: argparse.Namespace) -> None:
         if path is not None and path.is_dir():
             raise InputError(f"{path} is a folder, expected the name of a file to write")
     recording = read_recording(options.recording)
-    tracker = Tracker(load_network(options.weights), options.device)
-    if options.skeleton == "known":
-        tracks = tracker.track_known(recording, recording.hand_model)
+    generic = read_hand(options.generic_hand) if options.generic_hand else generic_hand().to(dtype=torch.float64)
+    if _is_multistage(options):
+        tracks = _track_multistage(options, recording, generic)
     else:
-        generic = read_hand(options.generic_hand) if options.generic_hand else generic_hand().to(dtype=torch.float64)
-        tracks = tracker.track_unknown(recording, generic, options.calibration_samples)
+        tracker = Tracker(load_network(options.weights), options.device)
+        if options.skeleton == "known":
+            tracks = tracker.track_known(recording, recording.hand_model)
+        else:
+            tracks = tracker.track_unknown(recording, generic, options.calibration_samples)
     if options.overlay:
         write_overlay(recording, tracks, options.overlay)
     tracks.save(options.output)
     print(describe(tracks))
+
+
+def _is_multistage(options: argparse.Namespace) -> bool:
+    if options.method == "umetrack" and options.crops == "own":
+        raise InputError("--crops own needs --method multistage: the end-to-end tracker has no detector")
+    return options.method == "multistage"
+
+
+def _track_multistage(options: argparse.Namespace, recording: Recording, generic: HandModel) -> Tracks:
+    tracker = MultistageTracker(*_stages(options))
+    if options.skeleton == "known":
+        return tracker.track_known(recording, recording.hand_model)
+    return tracker.track_unknown(recording, generic)
+
+
+def _stages(options: argparse.Namespace) -> tuple[KeypointSource, Detector | None]:
+    """The networks in the folder of weights; no detector where the crops are the labelled ones."""
+    own = options.crops == "own"
+    keypoints = keypoint_source(options.weights / "keynet.safetensors", options.device)
+    return keypoints, detector(options.weights / "detnet.safetensors", options.device) if own else None
 
 
 def render(options: argparse.Namespace) -> None:
@@ -88,6 +118,18 @@ def search(options: argparse.Namespace) -> None:
     print(table.to_string(index=False))
 
 
+def tune(options: argparse.Namespace) -> None:
+    """Tune on held-out training users what the methods leave open, and print the tables."""
+    tables = tune_methods(options.profile, options.data or ROOT / "data" / options.profile, options.device)
+    for table in tables.values():
+        print(table.drop(columns=table.filter(like="sha256")).to_string(index=False), end="\n\n")
+
+
+def report(options: argparse.Namespace) -> None:
+    """Write the results into the README."""
+    write_report(options.profile, ROOT / "README.md")
+
+
 def describe(tracks: Tracks) -> str:
     """The metrics of a tracked recording, a line each."""
     tracked, true, valid = tracks.tracked_keypoints, tracks.gt_keypoints, tracks.valid_tracking
@@ -109,8 +151,14 @@ def benchmark(options: argparse.Namespace) -> None:
     if options.what == "tracking":
         if options.recording is None:
             raise InputError("benchmark tracking needs --recording FILE.mp4")
-        network = load_network(options.weights) if options.weights else UmeTrack()
-        table = benchmark_tracking(read_recording(options.recording), network, options.device, options.repeats)
+        recording = read_recording(options.recording)
+        if _is_multistage(options):
+            if options.weights is None:
+                raise InputError("benchmark tracking --method multistage needs --weights FOLDER")
+            table = benchmark_multistage(recording, *_stages(options), options.device, options.repeats)
+        else:
+            network = load_network(options.weights) if options.weights else UmeTrack()
+            table = benchmark_tracking(recording, network, options.device, options.repeats)
     elif options.what == "training":
         networks = {"published": PUBLISHED_NETWORK, "reference": REFERENCE_NETWORK}
         table = benchmark_training(networks, options.device, steps=4 * options.repeats)
@@ -129,14 +177,24 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("track", help="track the hands of a recording and compare them with its labels")
     command.set_defaults(run=track)
     command.add_argument("recording", type=Path, help="video of four views, its .json beside it (raw_data layout)")
+    _add_method(command)
     command.add_argument(
-        "--weights", type=Path, required=True, help=".safetensors of this project or the published checkpoint"
+        "--weights",
+        type=Path,
+        required=True,
+        help=".safetensors of this project or the published checkpoint; multistage: folder of keynet and detnet",
     )
     command.add_argument("--skeleton", choices=("known", "unknown"), default="known")
     command.add_argument(
         "--generic-hand", type=Path, help="JSON of the hand whose scale is calibrated (default: this study's own)"
     )
-    command.add_argument("--calibration-samples", type=_positive, default=CALIBRATION_SAMPLES, metavar="N")
+    command.add_argument(
+        "--calibration-samples",
+        type=_positive,
+        default=CALIBRATION_SAMPLES,
+        metavar="N",
+        help="scales that umetrack averages (default: %(default)s)",
+    )
     command.add_argument("--output", type=Path, required=True, help=".npz of tracked and true keypoints (mm, world)")
     command.add_argument("--overlay", type=Path, help=".mp4 with the tracked hands drawn on the views")
     command.add_argument("--device", type=_device, default=device)
@@ -169,16 +227,37 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--data", type=Path, help="folder of the rendered dataset (default: data/PROFILE)")
     command.add_argument("--device", type=_device, default=device)
 
+    command = commands.add_parser("tune", help="tune the One-Euro filter and pinch thresholds on held-out users")
+    command.set_defaults(run=tune)
+    command.add_argument("--profile", default="reference", help="smoke or reference")
+    command.add_argument("--data", type=Path, help="folder of the rendered dataset (default: data/PROFILE)")
+    command.add_argument("--device", type=_device, default=device)
+
+    command = commands.add_parser("report", help="write the results section of README.md from the tables")
+    command.set_defaults(run=report)
+    command.add_argument("--profile", default="reference", help="smoke or reference")
+
     command = commands.add_parser("benchmark", help="time tracking, training or rendering")
     command.set_defaults(run=benchmark)
     command.add_argument("what", choices=("tracking", "training", "rendering"))
     command.add_argument("--recording", type=Path, help="what is tracked")
-    command.add_argument("--weights", type=Path, help="default: the published network with random weights")
+    _add_method(command)
+    command.add_argument("--weights", type=Path, help="as of track (default: published network, random weights)")
     command.add_argument("--repeats", type=_positive, default=5, help="how often everything is measured")
     command.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes that render")
     command.add_argument("--threads", type=_positive, help="CPU threads (default: as torch chooses)")
     command.add_argument("--device", type=_device, default=device)
     return parser
+
+
+def _add_method(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--method", choices=("umetrack", "multistage"), default="umetrack")
+    command.add_argument(
+        "--crops",
+        choices=("labelled", "own"),
+        default="labelled",
+        help="multistage: crop around the labelled hands, or detect hands and follow them",
+    )
 
 
 def _positive(text: str) -> int:

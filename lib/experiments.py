@@ -14,6 +14,10 @@ from lib.errors import InputError
 from lib.files import fingerprint, read_json
 from lib.hands import HandModel
 from lib.losses import LossWeights
+from lib.multistage.detection_training import DetectionTraining, DetectionTrainingConfig, ViewData, ViewSource
+from lib.multistage.keypoint_training import KeypointTraining, KeypointTrainingConfig
+from lib.multistage.keypoints import KeyNetConfig
+from lib.multistage.views import ViewSequence
 from lib.network import NetworkConfig
 from lib.objective import ClipData, ClipTraining, ClipTrainingConfig
 from lib.results import results_folder
@@ -33,8 +37,11 @@ EXPERIMENTS: dict[str, TrainingConfig] = {
     "full": ClipTrainingConfig(REFERENCE_NETWORK, _POSE),
     "full_temporal_loss": ClipTrainingConfig(REFERENCE_NETWORK, _POSE_TEMPORAL),
     "full_temporal_pinch_loss": ClipTrainingConfig(REFERENCE_NETWORK, LossWeights()),
+    "detnet": DetectionTrainingConfig(),
+    "keynet": KeypointTrainingConfig(),
+    "keynet_image_only": KeypointTrainingConfig(network=KeyNetConfig(keypoint_input=False)),
 }
-"""Rows of Tables 2 to 4 that are trained; `full_one_euro` filters the poses of `full`."""
+"""Rows of Tables 2 to 4 that are trained (`full_one_euro` filters `full`), then the multi-stage baseline."""
 
 VALIDATION_SHARE = 0.1
 """Share of the training users that are held out, to watch the training and to tune thresholds."""
@@ -43,6 +50,8 @@ VALIDATION_SHARE = 0.1
 _CLIPS = {"hands": 16, "pose_clip_frames": 2, "clip_frames": 4, "pose_steps": 12, "validation_hands": 16}
 SMOKE: dict[type[TrainingConfig], dict[str, int]] = {
     ClipTrainingConfig: {"steps": 24, "validation_every": 12, **_CLIPS},
+    KeypointTrainingConfig: {"steps": 12, "validation_every": 6, "hands": 4, "validation_hands": 8},
+    DetectionTrainingConfig: {"steps": 12, "validation_every": 6, "views": 4, "validation_views": 8},
 }
 """What the smoke profile changes; the reference profile is what the configurations say."""
 PROFILES = ("smoke", "reference")
@@ -87,17 +96,28 @@ def train_experiment(
 
 def load_task(config: TrainingConfig, folder: Path, generic_hand: HandModel, device: str) -> Task:
     """What a configuration trains, on the rendered dataset in `folder`."""
-    return ClipTraining(config, load_clips(folder, device), generic_hand)
+    if isinstance(config, ClipTrainingConfig):
+        return ClipTraining(config, load_clips(folder, device), generic_hand)
+    if isinstance(config, KeypointTrainingConfig):
+        return KeypointTraining(config, load_clips(folder, device))
+    return DetectionTraining(config, load_views(folder, device))
 
 
 def load_clips(folder: Path, device: str) -> ClipData:
     """The crops of the training split. Raises InputError if they are not there or not complete."""
-    listed = _listed(folder, "crops")
-    sources = (ClipSource([CropSequence.load(stem) for stem in stems], device) for stems in _split(folder, listed))
+    listed = listed_files(folder, "crops")
+    sources = [ClipSource([CropSequence.load(stem) for stem in stems], device) for stems in split_users(folder, listed)]
     return ClipData(*sources, fingerprint=fingerprint(listed))
 
 
-def _listed(folder: Path, form: str) -> dict[str, str]:
+def load_views(folder: Path, device: str) -> ViewData:
+    """The views of the training split. Raises InputError if they are not there or not complete."""
+    listed = listed_files(folder, "views")
+    sources = [ViewSource([ViewSequence.load(stem) for stem in stems], device) for stems in split_users(folder, listed)]
+    return ViewData(*sources, fingerprint=fingerprint(listed))
+
+
+def listed_files(folder: Path, form: str) -> dict[str, str]:
     """The files of the training split below `form`, with their hashes."""
     index = folder / "training.json"
     listed = read_json(index)["sha256"] if index.is_file() else {}
@@ -107,7 +127,7 @@ def _listed(folder: Path, form: str) -> dict[str, str]:
     return files
 
 
-def _split(folder: Path, listed: Mapping[str, str]) -> tuple[list[Path], list[Path]]:
+def split_users(folder: Path, listed: Mapping[str, str]) -> tuple[list[Path], list[Path]]:
     """The sequences to train on and those held out, which are of a tenth of the users (at least one)."""
     stems = sorted({(folder / path).with_suffix("") for path in listed})
     users = sorted({stem.parent.name for stem in stems})

@@ -168,10 +168,10 @@ class UmeTrack(nn.Module):
         """The 3D feature extractor: z^3d in the axes of each hand's reference camera. Source: Eq. 1 and 2."""
         hands, two = len(crops.images), crops.two_views
         images = torch.cat((crops.images[:, 0], crops.images[two, 1]))
-        first, second = self.backbone(images[:, None]).split((hands, len(images) - hands))
+        first, second = self.backbone(images[:, None]).float().split((hands, len(images) - hands))
         if not self.config.feature_transform:
             return _where_two_views(two, first, self.fusion, first[two], second)
-        return self._place_features(crops, first.float(), second.float())
+        return self._place_features(crops, first, second)
 
     def _place_features(self, crops: Crops, first: Features, second: PairFeatures) -> Features:
         two, lens = crops.two_views, _focal_scaling(crops.focal_px)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from lib.clips import Augmentation
 from lib.errors import InputError
@@ -51,8 +52,9 @@ def search(
 ) -> pd.DataFrame:
     """Train the named variants on `crops` crops each, and add a row for each to tables/recipe.csv, which it returns.
 
-    Variants that are in the table already are not trained again; one that was stopped goes on. Errors are those of the
-    held-out users, by regressor K and U (mm). Raises InputError for an unknown name.
+    Variants that are in the table already are not trained again; one that was stopped goes on. Errors (mm) are those of
+    regressors K and U on clips of the held-out users, for all as long as the base's. Raises InputError for an unknown
+    name.
     """
     if unknown := set(names) - VARIANTS.keys():
         raise InputError(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
@@ -74,14 +76,15 @@ def _train(
     folder = results_folder(profile) / "runs" / "recipe" / f"{name} {crops}"
     run = Run(folder, task, device)
     run.train(folder / "weights.safetensors")
-    log, known, unknown = pd.DataFrame(run.log), "validation_known_mpjpe_mm", "validation_unknown_mpjpe_mm"
+    with torch.no_grad():
+        errors = replace(task, config=BASE).validate(run.module.eval(), BASE.steps)
     return {
         "variant": name,
         "crops_asked": crops,
-        "crops": int(log.crops.sum()),
-        "steps": len(log),
+        "crops": sum(row["crops"] for row in run.log),
+        "steps": run.step,
         "minutes": round(run.seconds / 60, 1),
-        "known_mpjpe_mm": round(log[known].iloc[-1], 2),
-        "unknown_mpjpe_mm": round(log[unknown].iloc[-1], 2) if unknown in log else None,
+        "known_mpjpe_mm": round(errors["known_mpjpe_mm"], 2),
+        "unknown_mpjpe_mm": round(errors["unknown_mpjpe_mm"], 2),
         "commit": commit(),
     }

@@ -9,8 +9,11 @@ import pytest
 import torch
 from conftest import ROOT, TinyRecording, tiny_recording, write_gray_video
 
+from lib.checkpoints import save_network
 from lib.cli import main
 from lib.metrics import mpjpe
+from lib.multistage.detection import DetNet, DetNetConfig
+from lib.multistage.keypoints import KeyNet, KeyNetConfig
 
 FRAMES = 4
 
@@ -55,6 +58,36 @@ def test_track(files, results, capsys, skeleton):
     assert "tracked hand-frames     8 of 8" in printed
     assert f"MPJPE                   {error:.2f} mm" in printed
     assert ("scale of generic hand" in printed) == (skeleton == "unknown")
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory) -> str:
+    """A folder with weights of both networks of the multi-stage baseline."""
+    folder = tmp_path_factory.mktemp("baseline")
+    torch.manual_seed(0)
+    save_network(KeyNet(KeyNetConfig()), folder / "keynet.safetensors")
+    save_network(DetNet(DetNetConfig()), folder / "detnet.safetensors")
+    return str(folder)
+
+
+@pytest.mark.parametrize(("crops", "skeleton"), [("labelled", "known"), ("labelled", "unknown"), ("own", "known")])
+def test_track_with_the_baseline(files, baseline, results, capsys, crops, skeleton):
+    files["--weights"] = baseline
+    assert track(files, results, "--method", "multistage", "--crops", crops, "--skeleton", skeleton) == 0
+    assert "tracked hand-frames" in capsys.readouterr().out
+    with np.load(results / "tracks.npz") as stored:
+        assert np.isfinite(stored["tracked_keypoints"]).all()
+        assert ("scale" in stored) == (skeleton == "unknown")
+
+
+def test_the_methods_refuse_each_others_weights_and_options(files, baseline, results, capsys):
+    assert track(files, results, "--method", "multistage") == 2
+    assert "no weights at" in capsys.readouterr().err
+    assert track(files, results, "--crops", "own") == 2
+    assert "--crops own needs --method multistage" in capsys.readouterr().err
+    files["--weights"] = f"{baseline}/keynet.safetensors"
+    assert track(files, results) == 2
+    assert "holds the weights of a KeyNet, expected those of a UmeTrack" in capsys.readouterr().err
 
 
 def test_calibration_samples(files, results, capsys):

@@ -20,6 +20,7 @@ from lib.cli import main
 from lib.crop_cache import CACHE_SIZE, CropSequence
 from lib.errors import InputError
 from lib.hands import INDEX_TIP, THUMB_TIP, for_hand
+from lib.multistage.views import FRAME_STEP, ViewSequence
 from lib.network import CROP_SIZE
 from lib.recordings import Recording, read_recording
 from lib.rendered import dataset
@@ -34,6 +35,7 @@ from lib.rendered.dataset import (
     sequence_keys,
     write_crops,
     write_recording,
+    write_views,
 )
 from lib.rendered.motion import FRAMES_PER_SECOND, sample_motion
 from lib.rendered.raster import render_frame
@@ -133,20 +135,21 @@ def test_interrupted_and_continued_by_two_workers_gives_the_same_bytes(rendered:
     in_the_way.rmdir()
     render_dataset(TINY, "train", tmp_path, workers=2)
     assert hashes(tmp_path) == hashes(rendered)
-    assert len(hashes(tmp_path)) == 2 * 4 + 2
+    assert len(hashes(tmp_path)) == 3 * 4 + 2
 
 
 def test_a_sequence_gives_the_same_bytes_in_any_order(rendered: Path, tmp_path: Path):
     for key in reversed(sequence_keys(TINY, "train")[1:3]):
+        write_views(sample_sequence(key, tmp_path / "views"))
         write_crops(sample_sequence(key, tmp_path / "crops"))
     mine, all_of_them = hashes(tmp_path), hashes(rendered)
-    assert len(mine) == 4
+    assert len(mine) == 6
     assert mine.items() <= all_of_them.items()
 
 
 def test_a_finished_run_notices_other_files_and_renders_only_what_is_missing(rendered: Path):
     def times():
-        return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in (rendered / "crops").rglob("*.np?")}
+        return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in rendered.rglob("*.np?")}
 
     before, index = times(), (rendered / "training.json").read_bytes()
     changed = min(before)
@@ -164,13 +167,14 @@ def test_a_finished_run_notices_other_files_and_renders_only_what_is_missing(ren
 
 def test_the_index_says_what_there_is(rendered: Path):
     index = json.loads((rendered / "training.json").read_text())
-    below = {path: sha for path, sha in hashes(rendered).items() if path.startswith("crops")}
+    below = {path: sha for path, sha in hashes(rendered).items() if path.startswith(("crops", "views"))}
     assert index["sha256"] == below
     assert [SequenceKey(**key) for key in index["sequences"]] == sequence_keys(TINY, "train")
     for key in sequence_keys(TINY, "train"):
         crops = CropSequence.load(rendered / "crops" / key.path)
         assert len(crops) == TINY.frames
         torch.testing.assert_close(crops.hand_model.skeleton_feature, user_hand(key.user).skeleton_feature)
+        assert len(ViewSequence.load(rendered / "views" / key.path)) == 4 * TINY.frames / FRAME_STEP
 
 
 # ---- the content ----------------------------------------------------------------------------------------------------
@@ -254,8 +258,10 @@ def test_pinch_labels_are_distances_below_ten_millimetres():
 # ---- what breaks ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("failing_write", [1, 2])
-@pytest.mark.parametrize("write", [write_recording, write_crops])
+@pytest.mark.parametrize(
+    ("write", "failing_write"),
+    [(write_recording, 1), (write_recording, 2), (write_crops, 1), (write_crops, 2), (write_views, 1)],
+)
 def test_a_full_disk_leaves_nothing_half_written(two_frames, monkeypatch, tmp_path: Path, write, failing_write: int):
     writes = []
 

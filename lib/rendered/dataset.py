@@ -1,4 +1,4 @@
-"""The rendered dataset on disk: test recordings in the public layout, training sequences as caches of crops.
+"""The rendered dataset on disk: test recordings in the public layout, training sequences as caches of crops and views.
 
 Every sequence is a pure function of (seed, user, protocol, index) and is written by whichever worker comes to it, under
 its final name only when complete; what already exists is kept, so that a broken-off run goes on where it stopped.
@@ -6,6 +6,7 @@ its final name only when complete; what already exists is kept, so that a broken
     DIR/dataset.json                                                    what it is; written first
     DIR/raw_data/synthetic/PROTOCOL/testing/user_NN/recording_NN.{mp4,json}
     DIR/crops/PROTOCOL/training/user_NN/recording_NN.{npy,npz}          pictures and labels of the training cache
+    DIR/views/PROTOCOL/training/user_NN/recording_NN.npz                whole views, shrunk, for the baseline's detector
     DIR/{testing,training}.json                                         index of what is complete, with hashes
 """
 
@@ -19,7 +20,7 @@ import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -32,7 +33,8 @@ from tqdm import tqdm
 
 from lib.crop_cache import crop_sequence
 from lib.errors import InputError
-from lib.files import MM, read_json, write_atomically
+from lib.files import MM, fingerprint, read_json, write_atomically
+from lib.multistage.views import view_sequence
 from lib.recordings import Recording, labels_to_json
 from lib.rendered.bodies import FOREARM, FOREARM_BONES
 from lib.rendered.motion import FRAMES_PER_SECOND, Motion, Protocol, sample_motion
@@ -90,7 +92,7 @@ class SequenceKey:
 
     @property
     def path(self) -> Path:
-        """Folder and name below `raw_data/synthetic` or `crops`, without suffix. Pinches are part of separate-hand."""
+        """Folder and name below the folder of its form, without suffix. Pinches are part of separate-hand."""
         protocol = "separate_hand" if self.protocol == "pinch" else self.protocol
         return Path(protocol, FOLDER_OF_SPLIT[self.split], f"user_{self.user:02d}", f"recording_{self.index:02d}")
 
@@ -116,6 +118,10 @@ class Sequence:
     motion: Motion
     scene: Scene
 
+    def below(self, root: Path) -> Sequence:
+        """The same sequence, to be stored below `root`."""
+        return replace(self, recording=replace(self.recording, video=(root / self.key.path).with_suffix(".mp4")))
+
 
 def sample_sequence(key: SequenceKey, root: Path = Path()) -> Sequence:
     """Sample hand, rig, motion and scene of a sequence, to be stored below `root`."""
@@ -124,7 +130,7 @@ def sample_sequence(key: SequenceKey, root: Path = Path()) -> Sequence:
     rig = sample_rig(generator)
     motion = sample_motion(key.protocol, hand, generator, key.frames)
     recording = Recording(
-        video=(root / key.path).with_suffix(".mp4"),
+        video=Path(),
         camera=rig.camera,
         mounting_angles=torch.deg2rad(torch.tensor(rig.camera_angles_deg, dtype=torch.float64)),
         world_from_camera=rig.posed(torch.from_numpy(motion.world_from_headset)).world_from_camera,
@@ -134,7 +140,8 @@ def sample_sequence(key: SequenceKey, root: Path = Path()) -> Sequence:
         labelled=torch.from_numpy(motion.present),
         pinch=torch.from_numpy(motion.pinch),
     )
-    return Sequence(key, recording, motion, sample_scene(motion, hand, vertex_albedo(), rig, generator))
+    scene = sample_scene(motion, hand, vertex_albedo(), rig, generator)
+    return Sequence(key, recording, motion, scene).below(root)
 
 
 def write_recording(sequence: Sequence) -> None:
@@ -166,6 +173,12 @@ def write_crops(sequence: Sequence) -> None:
     crops.save(sequence.recording.video.with_suffix(""))
 
 
+def write_views(sequence: Sequence) -> None:
+    """Render whole views of a sequence, now and then, and write them shrunk."""
+    views = view_sequence(sequence.recording, lambda frame: render_frame(sequence.scene, frame))
+    views.save(sequence.recording.video.with_suffix(""))
+
+
 def encode_gray(path: Path, frames: Iterator[UInt8[np.ndarray, "views height width"]]) -> None:
     """Encode views side by side as full-range H.264; one thread, since x264 gives other bytes on another number."""
     options = {"crf": "16", "preset": "ultrafast", "threads": "1"}
@@ -182,11 +195,19 @@ def encode_gray(path: Path, frames: Iterator[UInt8[np.ndarray, "views height wid
         container.mux(stream.encode())
 
 
-FORMS: dict[Split, tuple[str, tuple[str, str], Callable[[Sequence], None]]] = {
-    "train": ("crops", (".npy", ".npz"), write_crops),
-    "test": ("raw_data/synthetic", (".mp4", ".json"), write_recording),
+@dataclass(frozen=True)
+class Form:
+    """A form in which sequences are kept: its folder, the suffixes of a sequence's files, and what writes them."""
+
+    folder: str
+    suffixes: tuple[str, ...]
+    write: Callable[[Sequence], None]
+
+
+FORMS: dict[Split, tuple[Form, ...]] = {
+    "train": (Form("crops", (".npy", ".npz"), write_crops), Form("views", (".npz",), write_views)),
+    "test": (Form("raw_data/synthetic", (".mp4", ".json"), write_recording),),
 }
-"""Per split: folder, suffixes of the two files of a sequence, and what writes them."""
 
 
 def render_dataset(
@@ -206,7 +227,7 @@ def render_dataset(
     if changed:
         raise InputError(f"{output / min(changed)} is not what was rendered: delete it, and it is rendered again")
     content = {
-        "fingerprint": hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16],
+        "fingerprint": fingerprint(files),
         "sequences": [asdict(key) for key in keys],
         "sha256": files,
     }
@@ -253,8 +274,14 @@ def start_worker() -> None:
 
 def _write_sequence(key: SequenceKey, output: Path) -> dict[str, str]:
     """Write a sequence unless it is there; the hashes of its files by their paths below `output`."""
-    folder, suffixes, write = FORMS[key.split]
-    paths = [(output / folder / key.path).with_suffix(suffix) for suffix in suffixes]
-    if not all(path.is_file() for path in paths):
-        write(sample_sequence(key, output / folder))
-    return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    paths = {
+        form: [(output / form.folder / key.path).with_suffix(suffix) for suffix in form.suffixes]
+        for form in FORMS[key.split]
+    }
+    missing = [form for form, files in paths.items() if not all(path.is_file() for path in files)]
+    if missing:
+        sequence = sample_sequence(key)
+        for form in missing:
+            form.write(sequence.below(output / form.folder))
+    files = [path for files in paths.values() for path in files]
+    return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -1,0 +1,90 @@
+"""DetNet: where the hands are in a view that nobody knows anything about yet.
+
+Source: MEgATrack (Han et al. 2020), facts in spec multistage.md. A circle per hand, left first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from lib.multistage.layers import convolution, inverted_residuals
+from lib.multistage.views import SHRINK, shrink
+
+BLOCKS = (
+    (96, 32, 2, 1), (96, 32, 1, 1), (192, 64, 2, 1), (384, 64, 1, 2), (384, 64, 2, 1), (384, 64, 1, 3),
+    (384, 96, 1, 1), (576, 96, 1, 2), (576, 128, 2, 1), (768, 128, 1, 2), (768, 160, 1, 1),
+)  # fmt: skip
+"""Inverted residual blocks: width of the expansion, outputs, stride, repeat."""
+PRESENCE_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class DetNetConfig:
+    """DetNet comes in one size."""
+
+
+@dataclass(frozen=True)
+class Circles:
+    """Circles around the hands of a view or of many, left first, in its pixels, and how likely each hand is there."""
+
+    center_px: Float[Tensor, "*batch 2 2"]
+    radius_px: Float[Tensor, "*batch 2"]
+    presence: Float[Tensor, "*batch 2"]
+
+
+class DetNet(nn.Module):
+    """Shrunk views in; x, y and radius of the circle around each hand, and the logit of its presence, out.
+
+    Deviation: ReLU throughout, where the activation inside the blocks is not published.
+    """
+
+    def __init__(self, config: DetNetConfig):
+        super().__init__()
+        self.config = config
+        self.backbone = nn.Sequential(
+            convolution(1, 32, kernel=3, stride=2), nn.ReLU(inplace=True), inverted_residuals(32, BLOCKS)
+        )
+        self.center = convolution(160, 4)
+        self.radius = convolution(160, 2)
+        self.presence = convolution(160, 2)
+
+    @property
+    def costly_layers(self) -> tuple[nn.Module, ...]:
+        """What may run in half precision in training."""
+        return (self.backbone,)
+
+    def forward(self, pictures: Float[Tensor, "views 1 rows columns"]) -> Float[Tensor, "views 2 4"]:
+        """x, y, radius, logit of presence; `pictures` in [0, 1] as `views.shrink` makes them."""
+        features = self.backbone(pictures).float()
+        center, radius, presence = (
+            head(features).mean(dim=(2, 3)) for head in (self.center, self.radius, self.presence)
+        )
+        return torch.cat((center.unflatten(1, (2, 2)), radius[..., None], presence[..., None]), dim=-1)
+
+
+def normalised(circles_px: Float[Tensor, "*batch 3"], rows: int, columns: int) -> Float[Tensor, "*batch 3"]:
+    """Circles (x, y, radius) as the network gives them: from the centre of the padded view, in units of its width."""
+    center = SHRINK * circles_px.new_tensor([columns, rows, 0]) / 2
+    return (circles_px - center) / (SHRINK * columns)
+
+
+def to_circles(output: Float[Tensor, "views 2 4"], rows: int, columns: int) -> Circles:
+    """The network's output in pixels of the view; the inverse of `normalised`."""
+    center = SHRINK * output.new_tensor([columns, rows, 0]) / 2
+    circles_px = output[..., :3] * (SHRINK * columns) + center
+    return Circles(circles_px[..., :2], circles_px[..., 2], output[..., 3].sigmoid())
+
+
+@torch.inference_mode()
+def detect(network: DetNet, picture: UInt8[np.ndarray, "height width"]) -> Circles:
+    """The circles around both hands in one view; a hand counts as found from a presence of `PRESENCE_THRESHOLD` on."""
+    small = torch.from_numpy(shrink(picture))
+    device = next(network.parameters()).device
+    output = network(small.to(device).float().div(255)[None, None])
+    circles = to_circles(output.cpu(), *small.shape)
+    return Circles(circles.center_px[0], circles.radius_px[0], circles.presence[0])

@@ -1,0 +1,205 @@
+"""How KeyNet is trained: on single crops of the training cache, told where the hand was some frames before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from lib.cameras import Pinhole
+from lib.clips import NO_AUGMENTATION, Augmentation, ClipSource
+from lib.files import MM
+from lib.hands import HandModel, for_hand
+from lib.multistage.keypoints import KeyNet, KeyNetConfig, decode, hand_scale, prior, relative_distance, targets
+from lib.network import CROP_SIZE
+from lib.objective import ClipData
+from lib.training import Losses, TrainingConfig, draw_examples
+from lib.transforms import apply, axis_angle_rotation, homogeneous
+
+HIT_PX = 3.0
+"""A keypoint counts as hit within this distance."""
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """How the pose that the network is told differs from the true one: late, extrapolated, wrong, or missing.
+
+    Source: spec multistage.md for `stale` and `stale_frames`. Deviation: the rest, which is not published.
+    """
+
+    untracked: float = 0.15
+    """Share of the hands of which the network is told nothing."""
+    stale: float = 0.1
+    """Share of the hands of which it is told where they were `stale_frames` before."""
+    stale_frames: int = 20
+    extrapolation: float = 0.5
+    """Share of the motion between the two frames before that goes on."""
+    position: float = 0.006
+    """Standard deviations of the error of the wrist's position (m), of its rotation and of the joint angles (rad)."""
+    rotation: float = 0.08
+    joint_angles: float = 0.12
+
+
+@dataclass(frozen=True)
+class KeypointTrainingConfig(TrainingConfig):
+    """KeyNet, its loss and its batches.
+
+    Deviation: Adam and small batches; MEgATrack takes SGD and batches of 256, more than CPU cores can afford.
+    """
+
+    network: KeyNetConfig = field(default_factory=KeyNetConfig)
+    augmentation: Augmentation = field(default_factory=lambda: Augmentation(single_view=0.0))
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    distance_weight: float = 0.05
+    hands: int = 16
+    """Per batch; each gives one crop or two."""
+    validation_hands: int = 256
+
+
+@dataclass(frozen=True)
+class CropBatch:
+    """Crops, what the network is told of their keypoints, and where these are."""
+
+    images: Float[Tensor, "crops 1 96 96"]
+    prior: Float[Tensor, "crops 63"]
+    pixels: Float[Tensor, "crops 21 2"]
+    relative_distance: Float[Tensor, "crops 21"]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class KeypointLearner(nn.Module):
+    """KeyNet as it is trained: crops in, losses out."""
+
+    def __init__(self, network: KeyNet, distance_weight: float):
+        super().__init__()
+        self.network = network
+        self.distance_weight = distance_weight
+
+    def forward(self, batch: CropBatch) -> Losses:
+        """Mean squared error of both kinds of heatmaps; also reported are the errors of the decoded keypoints.
+
+        Source: spec multistage.md. A sum over bins instead of the mean would silence the output's ReLU early on.
+        """
+        heatmaps = self.network(batch.images, batch.prior)
+        true = targets(batch.pixels, batch.relative_distance)
+        plane = (heatmaps.plane - true.plane).square().mean()
+        distance = (heatmaps.distance - true.distance).square().mean()
+        total = plane + self.distance_weight * distance
+        found = decode(heatmaps)
+        error_px = (found.pixels - batch.pixels).norm(dim=-1).detach()
+        error_mm = (found.relative_distance - batch.relative_distance).abs().detach() * MM
+        terms = {
+            "loss": total,
+            "plane": plane,
+            "distance": distance,
+            "median_px": error_px.median(),
+            "hits_percent": 100 * (error_px < HIT_PX).float().mean(),
+            "median_distance_mm": error_mm.median(),
+        }
+        return Losses(total, terms)
+
+
+@dataclass(frozen=True)
+class KeypointTraining:
+    """The training of KeyNet (`training.Task`)."""
+
+    config: KeypointTrainingConfig
+    data: ClipData
+    watched = "median_px"
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data."""
+        return self.data.fingerprint
+
+    def learner(self, device: torch.device) -> KeypointLearner:
+        """A new KeyNet and its loss."""
+        return KeypointLearner(KeyNet(self.config.network).to(device), self.config.distance_weight)
+
+    def batch(self, step: int, rank: int, processes: int) -> CropBatch:
+        """One process's share of the step's hands, augmented."""
+        config, data = self.config, self.data
+        hands, generator = draw_examples(data.train.clips(1), config.hands, config.seed, step, rank, processes)
+        return crop_batch(data.train, hands, config.augmentation, config.prior, generator)
+
+    def losses(self, learner: nn.Module, batch: CropBatch, step: int) -> Losses:
+        """The loss, the same in all steps."""
+        return learner(batch)
+
+    def validate(self, learner: KeypointLearner, step: int) -> dict[str, float]:
+        """Errors on crops of held-out users, told of the hand as in training."""
+        config, data = self.config, self.data
+        hands, generator = draw_examples(data.validation.clips(1), config.validation_hands, seed=0, step=0)
+        batch = crop_batch(data.validation, hands, NO_AUGMENTATION, config.prior, generator)
+        return {name: float(value) for name, value in learner(batch).terms.items()}
+
+
+def crop_batch(
+    source: ClipSource,
+    hands: Int[Tensor, "hands 2"],
+    augmentation: Augmentation,
+    config: PriorConfig,
+    generator: torch.Generator,
+) -> CropBatch:
+    """All crops of the given hands (frame, hand), augmented."""
+    clips = source.batch(hands, 1, augmentation, generator)
+    model, crops = clips.hand_model, clips.crops
+    shown = torch.stack((torch.ones_like(crops.two_views), crops.two_views), dim=1)
+    true = model.landmarks(clips.joint_angles[0], for_hand(clips.world_from_wrist[0], crops.hand))
+    expected, known = _expected_landmarks(source, hands, model, config, generator)
+
+    def seen(landmarks: Float[Tensor, "hands 21 3"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels, relative distances and depths in all crops that are shown."""
+        points = apply(crops.camera_from_world, landmarks[:, None])[shown]
+        pixels = Pinhole.create(CROP_SIZE, crops.focal_px[shown])[:, None].project(points)
+        scale = hand_scale(model)[:, None].expand(shown.shape)[shown]
+        return pixels, relative_distance(points, scale), points[..., 2]
+
+    pixels, distances, depths = seen(expected)
+    known = known[:, None].expand(shown.shape)[shown] & (depths > 0).all(dim=-1)
+    return CropBatch(crops.images[shown][:, None], prior(pixels, distances, known), *seen(true)[:2])
+
+
+def _expected_landmarks(
+    source: ClipSource,
+    hands: Int[Tensor, "hands 2"],
+    model: HandModel,
+    config: PriorConfig,
+    generator: torch.Generator,
+) -> tuple[Float[Tensor, "hands 21 3"], Bool[Tensor, "hands"]]:
+    """Where a tracker would expect the landmarks (m, world), and whether it was tracking the hand at all."""
+    count, device = len(hands), source.device
+
+    def normal(deviation: float, *shape: int) -> Tensor:
+        return (deviation * torch.randn(count, *shape, generator=generator)).to(device)
+
+    def happens(share: float) -> Tensor:
+        return (torch.rand(count, generator=generator) < share).to(device)
+
+    frame, hand = hands.to(device).unbind(1)
+    stale, known = happens(config.stale), ~happens(config.untracked)
+    last = frame - torch.where(stale, config.stale_frames, 1)
+    known &= _seen_before(source, frame, last, hand)
+    last = last.clamp(min=0)
+    before = torch.where(_seen_before(source, frame, last - 1, hand) & ~stale, last - 1, last)
+    angles, wrist = (source.labels[name][last, hand] for name in ("joint_angles", "world_from_wrist"))
+    angles = angles + config.extrapolation * (angles - source.labels["joint_angles"][before, hand])
+    position = wrist[:, :3, 3]
+    position = position + config.extrapolation * (position - source.labels["world_from_wrist"][before, hand][:, :3, 3])
+    axis = nn.functional.normalize(normal(1.0, 3), dim=-1)
+    rotation = axis_angle_rotation(axis, normal(config.rotation)) @ wrist[:, :3, :3]
+    moved = homogeneous(rotation, position + normal(config.position, 3))
+    return model.landmarks(angles + normal(config.joint_angles, 22), for_hand(moved, hand)), known
+
+
+def _seen_before(
+    source: ClipSource, frame: Int[Tensor, "hands"], earlier: Int[Tensor, "hands"], hand: Int[Tensor, "hands"]
+) -> Bool[Tensor, "hands"]:
+    """Whether a hand was seen in an earlier frame of the same sequence."""
+    inside = earlier.clamp(min=0)
+    same = (earlier >= 0) & (source.sequence[inside] == source.sequence[frame])
+    return same & (source.labels["views"][inside, hand] > 0)

@@ -1,0 +1,163 @@
+"""What the multi-stage tracker looks at: crops of hands that are labelled, expected, detected or kept in a cache.
+
+Deviation from MEgATrack: perspective crops (`lib.crops`), aimed at the hand and fitted to it, instead of square
+cut-outs of the fisheye view; this favours the baseline. A right hand arrives mirrored by its crop camera.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from lib.cameras import Pinhole, PosedCamera
+from lib.crop_cache import CACHE_SIZE, CropSequence
+from lib.crops import MAX_VIEWS, crop_cameras, crop_points, warp
+from lib.hands import NUM_LANDMARKS, HandModel
+from lib.multistage.detection import Circles
+from lib.multistage.fit import Expectation
+from lib.network import CROP_SIZE
+from lib.recordings import NUM_CAMERAS, Recording, read_recording
+from lib.rendered.scene import nominal_rig
+from lib.tracking import HANDS, HandLabels, choose_crop_cameras
+from lib.transforms import apply
+
+CIRCLE_ENLARGEMENT = 1.2
+"""Of a detected circle, before it is cropped."""
+MIN_KEYPOINTS_SEEN = 11
+"""Of the expected keypoints, for a camera to be used."""
+_TURN_WEIGHT = 1e-3  # m: cameras lie centimetres apart
+
+Pictures = Float[Tensor, f"crops 1 {CROP_SIZE} {CROP_SIZE}"]
+"""Crops as networks see them, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """The hands that are looked at in a frame, through which cameras, and all their crop cameras."""
+
+    hands: Int[Tensor, "tracked"]
+    views: Bool[Tensor, "tracked cameras"]
+    cropped: PosedCamera
+
+    def chosen(self) -> PosedCamera:
+        """The crop cameras of the chosen views, hand by hand."""
+        return self.cropped[self.views.nonzero(as_tuple=True)]
+
+    def joined(self, other: Look) -> Look:
+        """The hands of both."""
+        parts = self.cropped, other.cropped
+        focal = torch.cat([part.camera.focal_px[..., 0] for part in parts])
+        poses = torch.cat([part.world_from_camera for part in parts])
+        return Look(
+            torch.cat((self.hands, other.hands)),
+            torch.cat((self.views, other.views)),
+            PosedCamera(Pinhole.create(CROP_SIZE, focal), poses),
+        )
+
+
+@dataclass(frozen=True)
+class Footage:
+    """A recording and, where its labelled crops are kept in a cache, these."""
+
+    recording: Recording
+    crops: CropSequence | None = None
+
+    @staticmethod
+    def cached(crops: CropSequence, video: Path | None) -> Footage:
+        """Crops from a cache, with the cameras of their video.
+
+        Deviation: without a video, in the training split, each crop stands for a camera of the nominal lens that is
+        turned towards it. What the fit sees differs by that lens only.
+        """
+        if video is not None:
+            return Footage(read_recording(video), crops)
+        recording = Recording(
+            video=Path("training"),
+            camera=nominal_rig().camera[torch.zeros(NUM_CAMERAS, dtype=torch.long)],
+            mounting_angles=torch.zeros(NUM_CAMERAS).double(),
+            world_from_camera=torch.from_numpy(crops.world_from_crop).double().flatten(1, 2),
+            hand_model=crops.hand_model.to(dtype=torch.float64),
+            joint_angles=torch.from_numpy(crops.joint_angles).double(),
+            world_from_wrist=torch.from_numpy(crops.world_from_wrist).double(),
+            labelled=torch.from_numpy(crops.views > 0),
+        )
+        return Footage(recording, crops)
+
+    def pictures(self) -> Iterator[UInt8[np.ndarray, "..."]]:
+        """The views of every frame, or its cached crops."""
+        return self.recording.images() if self.crops is None else iter(self.crops.images)
+
+
+def cached_look(footage: Footage, frame: int, images: UInt8[np.ndarray, "2 2 size size"]) -> tuple[Look, Pictures]:
+    """The crops of a cache, each as a view of the camera it was taken from: of those at its centre, the most alike."""
+    crops, cameras = footage.crops, footage.recording.cameras(frame)
+    hand, slot = (np.arange(MAX_VIEWS) < crops.views[frame][:, None]).nonzero()
+    poses = torch.from_numpy(crops.world_from_crop[frame][hand, slot]).double()
+    difference = poses[:, None, :3, 2:] - cameras.world_from_camera[:, :3, 2:]
+    turned, away = torch.linalg.vector_norm(difference, dim=-2).unbind(-1)
+    source = (away + _TURN_WEIGHT * turned).argmin(dim=1)
+    views = torch.zeros(HANDS, NUM_CAMERAS, dtype=torch.bool)
+    focal, world_from_crop = (
+        torch.ones(HANDS, NUM_CAMERAS).double(),
+        torch.eye(4).double().repeat(HANDS, NUM_CAMERAS, 1, 1),
+    )
+    pictures = np.zeros((HANDS, NUM_CAMERAS, CROP_SIZE, CROP_SIZE), np.uint8)
+    views[hand, source] = True
+    focal[hand, source] = torch.from_numpy(crops.focal_px[frame][hand, slot]).double()
+    world_from_crop[hand, source] = poses
+    margin = (CACHE_SIZE - CROP_SIZE) // 2
+    pictures[hand, source] = images[hand, slot, margin:-margin, margin:-margin]
+    hands = views.any(dim=1).nonzero()[:, 0]
+    cropped = PosedCamera(Pinhole.create(CROP_SIZE, focal), world_from_crop)[hands]
+    return Look(hands, views[hands], cropped), _scaled(pictures[views.numpy()])
+
+
+def labelled_look(recording: Recording, frame: int) -> Look:
+    """The crops of the end-to-end tracker: hands that at least one camera sees, where they are labelled."""
+    labels = HandLabels.of(recording, frame)
+    cameras, angles = recording.cameras(frame), recording.mounting_angles
+    return Look(*choose_crop_cameras(cameras, angles, recording.hand_model, labels, min_views=1))
+
+
+def expected_look(recording: Recording, frame: int, model: HandModel, expected: Expectation) -> Look:
+    """Crops of hands where they are expected, from the two cameras that see most of their keypoints."""
+    hands = expected.exists.nonzero()[:, 0]
+    cameras, pose = recording.cameras(frame), expected.pose[hands]
+    points = crop_points(model, pose.joint_angles, pose.world_from_wrist)
+    crop, exists = crop_cameras(cameras, points, hands, recording.mounting_angles)
+    seen = cameras[None].sees(points[:, None, :NUM_LANDMARKS]).sum(dim=-1) * exists
+    rank = seen.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    views = (rank < MAX_VIEWS) & (seen >= MIN_KEYPOINTS_SEEN)
+    visible = views.any(dim=1)
+    return Look(hands[visible], views[visible], crop[visible])
+
+
+def detected_look(
+    recording: Recording, frame: int, camera: int, circles: Circles, hands: Int[Tensor, "detected"]
+) -> Look:
+    """Crops of hands around circles in one camera, enlarged by `CIRCLE_ENLARGEMENT`."""
+    cameras = recording.cameras(frame)
+    corners = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]], dtype=torch.float64)
+    radius = CIRCLE_ENLARGEMENT * circles.radius_px[hands, None, None].double()
+    rays = cameras.camera[camera].unproject(circles.center_px[hands, None].double() + radius * corners)
+    corners_world = apply(cameras.world_from_camera[camera], rays)
+    crop, exists = crop_cameras(cameras, corners_world, hands, recording.mounting_angles, fill=1.0)
+    views = exists & (torch.arange(NUM_CAMERAS) == camera)
+    visible = views.any(dim=1)
+    return Look(hands[visible], views[visible], crop[visible])
+
+
+def take_pictures(images: UInt8[np.ndarray, "cameras height width"], cameras: PosedCamera, look: Look) -> Pictures:
+    """The crops of a look, warped from the views of its frame."""
+    _, sources = look.views.nonzero(as_tuple=True)
+    return _scaled(warp([images[source] for source in sources], cameras[sources], look.chosen()))
+
+
+def _scaled(pictures: UInt8[np.ndarray, "crops size size"]) -> Pictures:
+    return torch.from_numpy(pictures).float().div(255)[:, None]

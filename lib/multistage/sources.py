@@ -1,0 +1,84 @@
+"""Who says where keypoints and hands are: networks, or the labels in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from lib.cameras import PosedCamera
+from lib.hands import NUM_LANDMARKS, for_hand
+from lib.multistage.detection import Circles, DetNet, detect
+from lib.multistage.keypoints import KeyNet, Keypoints, hand_scale, predict, relative_distance
+from lib.multistage.looks import Pictures
+from lib.multistage.views import hand_circles
+from lib.recordings import Recording
+from lib.tracking import HANDS, HandLabels
+
+Picture = UInt8[np.ndarray, "height width"]
+Detector = Callable[[Recording, int, int, Picture], Circles]
+"""Recording, frame, camera and its picture, to the circles around both hands."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a source of keypoints is asked: crops of a frame, and what `lib.multistage.keypoints` calls their prior."""
+
+    recording: Recording
+    frame: int
+    hand: Int[Tensor, "crops"]
+    cameras: PosedCamera
+    images: Pictures
+    prior: Float[Tensor, "crops 63"]
+
+
+KeypointSource = Callable[[Sequence[Question]], Sequence[Keypoints]]
+"""Answers many questions together, each with one set of keypoints per crop, in pixels of the crop."""
+
+
+def network_keypoints(network: KeyNet, device: torch.device | str = "cpu") -> KeypointSource:
+    """The keypoints that a network sees, all questions in one batch."""
+    network = network.eval().to(device)
+
+    def answer(questions: Sequence[Question]) -> list[Keypoints]:
+        images = torch.cat([question.images for question in questions])
+        priors = torch.cat([question.prior for question in questions])
+        keypoints = predict(network, images.to(device), priors.to(device))
+        counts = [len(question.hand) for question in questions]
+        fields = (keypoints.pixels, keypoints.relative_distance, keypoints.confidence)
+        return [Keypoints(*parts) for parts in zip(*(field.cpu().split(counts) for field in fields), strict=True)]
+
+    return answer
+
+
+def network_circles(network: DetNet, device: torch.device | str = "cpu") -> Detector:
+    """The circles that a network sees."""
+    network = network.eval().to(device)
+    return lambda recording, frame, camera, picture: detect(network, picture)
+
+
+def labelled_keypoints(questions: Sequence[Question]) -> list[Keypoints]:
+    """The true keypoints in place of a network's, to measure what its errors cost."""
+    return [_labelled_keypoints(question) for question in questions]
+
+
+def _labelled_keypoints(question: Question) -> Keypoints:
+    labels, model = HandLabels.of(question.recording, question.frame), question.recording.hand_model
+    hand = question.hand
+    landmarks = model.landmarks(labels.joint_angles[hand], for_hand(labels.world_from_wrist[hand], hand))
+    distance = relative_distance(question.cameras.to_camera(landmarks), hand_scale(model))
+    confidence = labels.labelled[hand, None].expand(-1, NUM_LANDMARKS).double()
+    return Keypoints(question.cameras.project(landmarks), distance, confidence)
+
+
+def labelled_circles(recording: Recording, frame: int, camera: int, picture: Picture) -> Circles:
+    """The true circles in place of a detector's."""
+    labels, hands = HandLabels.of(recording, frame), torch.arange(HANDS)
+    landmarks = recording.hand_model.landmarks(labels.joint_angles, for_hand(labels.world_from_wrist, hands))
+    circles, _ = hand_circles(recording.cameras(frame)[[camera]], landmarks)
+    presence = (circles[0, :, 2] > 0) & labels.labelled
+    return Circles(circles[0, :, :2], circles[0, :, 2], presence.double())

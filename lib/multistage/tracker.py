@@ -1,0 +1,243 @@
+"""The multi-stage tracker: detect while lost, find keypoints, fit the pose, extrapolate it, and feed it back.
+
+Keypoints are found in perspective crops (see `lib.multistage.looks`) and return to the picture along exact rays.
+
+Source: MEgATrack (Han et al. 2020), facts in spec multistage.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+from lib.cameras import PosedCamera
+from lib.crops import MAX_VIEWS
+from lib.files import MM, describing
+from lib.hands import NUM_LANDMARKS, HandModel
+from lib.multistage.calibration import fit_scale
+from lib.multistage.detection import PRESENCE_THRESHOLD
+from lib.multistage.energy import FitWeights
+from lib.multistage.fit import FIT_WEIGHTS, Expectation, FitResult, HandPose, Observation, fit_pose
+from lib.multistage.keypoints import Keypoints, hand_scale, prior, relative_distance
+from lib.multistage.looks import (
+    Footage,
+    Look,
+    cached_look,
+    detected_look,
+    expected_look,
+    labelled_look,
+    take_pictures,
+)
+from lib.multistage.sources import Detector, KeypointSource, Question
+from lib.recordings import Recording
+from lib.tracking import HANDS, Tracks, true_keypoints
+from lib.transforms import apply, homogeneous, invert
+
+EXTRAPOLATION_GAIN = 0.5
+"""Share of the last motion that is expected to go on; less than one forgives a bad pose. Source: spec multistage.md."""
+CALIBRATION_FRAMES = 100
+"""Of which those that show a hand to two cameras calibrate its scale. Source: spec multistage.md."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The poses of both hands in the last two frames; a pose means nothing where the hand was not found."""
+
+    last: HandPose
+    before: HandPose
+    found: Bool[Tensor, "2"]
+    found_before: Bool[Tensor, "2"]
+
+    @staticmethod
+    def empty() -> Memory:
+        """Neither hand was found."""
+        pose = HandPose(torch.zeros(HANDS, 22).double(), torch.eye(4).double().repeat(HANDS, 1, 1))
+        nothing = torch.zeros(HANDS, dtype=torch.bool)
+        return Memory(pose, pose, nothing, nothing)
+
+    def expectation(self) -> Expectation:
+        """Where the hands are expected: the last motion goes on with `EXTRAPOLATION_GAIN`."""
+        last, known = self.last, self.found_before[:, None]
+        before = HandPose(
+            torch.where(known, self.before.joint_angles, last.joint_angles),
+            torch.where(known[..., None], self.before.world_from_wrist, last.world_from_wrist),
+        )
+        turn = Rotation.from_matrix((last.world_from_wrist @ invert(before.world_from_wrist))[:, :3, :3].numpy())
+        further = torch.from_numpy(Rotation.from_rotvec(EXTRAPOLATION_GAIN * turn.as_rotvec()).as_matrix())
+        shift = (last.world_from_wrist - before.world_from_wrist)[:, :3, 3]
+        wrist = homogeneous(
+            further @ last.world_from_wrist[:, :3, :3], last.world_from_wrist[:, :3, 3] + EXTRAPOLATION_GAIN * shift
+        )
+        angles = last.joint_angles + EXTRAPOLATION_GAIN * (last.joint_angles - before.joint_angles)
+        return Expectation(HandPose(angles, wrist), last, self.found)
+
+    def after(self, hands: Int[Tensor, "tracked"], fitted: FitResult) -> Memory:
+        """The memory one frame later; hands that were not fitted, or not found, are forgotten."""
+        found = torch.zeros(HANDS, dtype=torch.bool)
+        found[hands] = fitted.found
+        angles, wrist = self.last.joint_angles.clone(), self.last.world_from_wrist.clone()
+        kept = hands[fitted.found]
+        angles[kept], wrist[kept] = fitted.pose.joint_angles[fitted.found], fitted.pose.world_from_wrist[fitted.found]
+        return Memory(HandPose(angles, wrist), self.last, found, self.found)
+
+
+@dataclass(frozen=True)
+class FrameFit:
+    """What was seen and fitted of the tracked hands in a frame."""
+
+    frame: int
+    hands: Int[Tensor, "tracked"]
+    observation: Observation
+    fitted: FitResult
+
+
+class MultistageTracker:
+    """Runs the stages over recordings. Holds no state of its own between calls.
+
+    Without a `detector` the crops come from the labelled pose, as in the evaluation of the end-to-end tracker; with
+    one, hands are detected while lost and cropped where they are expected afterwards. `stage` wraps each stage of a
+    frame, to be timed.
+    """
+
+    def __init__(
+        self,
+        keypoints: KeypointSource,
+        detector: Detector | None = None,
+        weights: FitWeights = FIT_WEIGHTS,
+        stage: Callable[[str], AbstractContextManager] = nullcontext,
+    ):
+        self.keypoints, self.detector, self.weights, self.stage = keypoints, detector, weights, stage
+
+    def track_known(self, recording: Recording, model: HandModel) -> Tracks:
+        """Track with a known skeleton, `model`; valid where a labelled hand was found."""
+        return self.track_all([Footage(recording)], [model])[0]
+
+    def calibrate_scale(self, recording: Recording, generic: HandModel) -> float:
+        """The scale of the generic hand that explains the first `CALIBRATION_FRAMES` frames of both hands together.
+
+        Raises InputError if none of them shows a tracked hand to two cameras.
+        """
+        return self.calibrate_all([Footage(recording)], generic)[0]
+
+    def track_unknown(self, recording: Recording, generic: HandModel) -> Tracks:
+        """Calibrate the scale of the generic hand, then track from the start with the scaled hand."""
+        scale = self.calibrate_scale(recording, generic)
+        return replace(self.track_known(recording, generic.scaled(scale)), scale=scale)
+
+    def track_all(self, footage: Sequence[Footage], models: Sequence[HandModel]) -> list[Tracks]:
+        """`track_known` of many recordings side by side, one hand model each; their videos are open at once."""
+        runs = [self._follow(*pair, len(pair[0].recording)) for pair in zip(footage, models, strict=True)]
+        fits = self._together(runs)
+        return [_tracks(one.recording, *pair) for one, *pair in zip(footage, models, fits, strict=True)]
+
+    def calibrate_all(self, footage: Sequence[Footage], generic: HandModel) -> list[float]:
+        """`calibrate_scale` of many recordings side by side."""
+        runs = [self._follow(one, generic, min(CALIBRATION_FRAMES, len(one.recording))) for one in footage]
+        return [
+            self._scale(one.recording, generic, fits) for one, fits in zip(footage, self._together(runs), strict=True)
+        ]
+
+    def _scale(self, recording: Recording, generic: HandModel, fits: list[FrameFit]) -> float:
+        seen = [(fit.observation[fit.fitted.found], fit.fitted.pose[fit.fitted.found]) for fit in fits]
+        with describing(recording.video):
+            return fit_scale([observed for observed, _ in seen], generic, [pose for _, pose in seen], self.weights)
+
+    def _together(self, runs: Sequence[Generator[Question, Keypoints, list[FrameFit]]]) -> list[list[FrameFit]]:
+        """Drive runs to their ends, putting the questions of all to the source of keypoints together."""
+        results: dict[int, list[FrameFit]] = {}
+        answers: dict[int, Keypoints | None] = dict.fromkeys(range(len(runs)))
+        while answers:
+            questions: dict[int, Question] = {}
+            for index, answer in answers.items():
+                try:
+                    questions[index] = runs[index].send(answer)
+                except StopIteration as end:
+                    results[index] = end.value
+            with self.stage("keypoints"):
+                replies = self.keypoints(list(questions.values())) if questions else []
+            answers = dict(zip(questions, replies, strict=True))
+        return [results[index] for index in range(len(runs))]
+
+    def _follow(
+        self, footage: Footage, model: HandModel, frames: int
+    ) -> Generator[Question, Keypoints, list[FrameFit]]:
+        """Both hands through the first frames of a recording; yields a question wherever a hand is looked at."""
+        memory, fits = Memory.empty(), []
+        scale = hand_scale(model)
+        for images, frame in zip(footage.pictures(), range(frames), strict=False):
+            expected, cameras = memory.expectation(), footage.recording.cameras(frame)
+            with self.stage("crops"):
+                look, pictures = self._look(footage, frame, images, model, expected)
+            if not len(look.hands):
+                memory = Memory.empty()
+                continue
+            hand, cropped = look.hands[look.views.nonzero(as_tuple=True)[0]], look.chosen()
+            priors = _prior(cropped, expected[hand], model, scale)
+            keypoints = yield Question(footage.recording, frame, hand, cropped, pictures, priors)
+            with self.stage("fit"):
+                observation = _in_pictures(keypoints, look, cameras, scale)
+                fitted = fit_pose(observation, model, look.hands, expected[look.hands], self.weights)
+            memory = memory.after(look.hands, fitted)
+            fits.append(FrameFit(frame, look.hands, observation, fitted))
+        return fits
+
+    def _look(
+        self, footage: Footage, frame: int, images: np.ndarray, model: HandModel, expected: Expectation
+    ) -> tuple[Look, Tensor]:
+        if footage.crops is not None:
+            return cached_look(footage, frame, images)
+        recording = footage.recording
+        if self.detector is None:
+            look = labelled_look(recording, frame)
+        else:
+            look = expected_look(recording, frame, model, expected)
+            if not expected.exists.all():
+                look = look.joined(self._detect(recording, frame, images, expected))
+        return look, take_pictures(images, recording.cameras(frame), look)
+
+    def _detect(self, recording: Recording, frame: int, images: np.ndarray, expected: Expectation) -> Look:
+        """The lost hands that the detector finds in one camera, another one in each frame."""
+        camera = frame % len(images)
+        with self.stage("detector"):
+            circles = self.detector(recording, frame, camera, images[camera])
+        hands = (~expected.exists & (circles.presence > PRESENCE_THRESHOLD)).nonzero()[:, 0]
+        return detected_look(recording, frame, camera, circles, hands)
+
+
+def _prior(
+    cameras: PosedCamera, expected: Expectation, model: HandModel, scale: Float[Tensor, ""]
+) -> Float[Tensor, "crops 63"]:
+    landmarks = expected.pose.landmarks(model)
+    distance = relative_distance(cameras.to_camera(landmarks), scale)
+    return prior(cameras.project(landmarks).float(), distance.float(), expected.exists)
+
+
+def _in_pictures(keypoints: Keypoints, look: Look, cameras: PosedCamera, scale: Float[Tensor, ""]) -> Observation:
+    """Keypoints of crops as an observation of hands in the pictures that the crops were taken from."""
+    rows, sources = look.views.nonzero(as_tuple=True)
+    slots, cropped, hands = look.views.cumsum(dim=1)[rows, sources] - 1, look.chosen(), len(look.hands)
+    rays = cropped.camera[:, None].unproject(keypoints.pixels.double())
+    pixels = cameras[sources].project(apply(cropped.world_from_camera, rays))
+    source = torch.zeros(hands, MAX_VIEWS, dtype=torch.long)
+    source[rows, slots] = sources
+    observed = torch.zeros(hands, MAX_VIEWS, NUM_LANDMARKS, 4).double()
+    distance, confidence = scale * keypoints.relative_distance.double(), keypoints.confidence.double()
+    observed[rows, slots] = torch.cat((pixels, distance[..., None], confidence[..., None]), dim=-1)
+    return Observation(cameras[source], observed[..., :2], observed[..., 2], observed[..., 3])
+
+
+def _tracks(recording: Recording, model: HandModel, fits: Sequence[FrameFit]) -> Tracks:
+    tracked = np.zeros((HANDS, len(recording), NUM_LANDMARKS, 3))
+    valid = np.zeros((HANDS, len(recording)), bool)
+    for fit in fits:
+        found = fit.fitted.found & recording.labelled[fit.frame, fit.hands]
+        tracked[fit.hands[found], fit.frame] = fit.fitted.pose[found].landmarks(model).numpy() * MM
+        valid[fit.hands[found], fit.frame] = True
+    return Tracks(tracked, np.where(valid[..., None, None], true_keypoints(recording), 0.0), valid)

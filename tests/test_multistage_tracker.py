@@ -1,0 +1,312 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import normal, random_angles, random_poses, tiny_recording
+
+from lib.crop_cache import CropSequence, Region, crop_sequence
+from lib.crops import roll
+from lib.errors import InputError
+from lib.hands import LEFT, RIGHT, for_hand
+from lib.metrics import landmark_errors
+from lib.multistage.benchmark import benchmark_multistage
+from lib.multistage.budget import error_budget
+from lib.multistage.detection import Circles, DetNet, DetNetConfig
+from lib.multistage.energy import FitWeights
+from lib.multistage.fit import FitResult, HandPose
+from lib.multistage.keypoints import KeyNet, KeyNetConfig, Keypoints, predict
+from lib.multistage.looks import Footage, cached_look, detected_look, expected_look, labelled_look, take_pictures
+from lib.multistage.sources import (
+    KeypointSource,
+    Question,
+    labelled_circles,
+    labelled_keypoints,
+    network_circles,
+    network_keypoints,
+)
+from lib.multistage.tracker import Memory, MultistageTracker
+from lib.multistage.tuning import search_weights
+from lib.recordings import Recording, read_recording
+from lib.rendered.shape import generic_hand
+from lib.transforms import homogeneous, invert
+
+FRAMES = 6
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory) -> Recording:
+    """Small movements, whatever the pictures show; the views have a tenth of the usual resolution."""
+    tiny = tiny_recording(FRAMES)
+    angles = np.array(tiny.labels["joint_angles"])
+    tiny.labels["joint_angles"] = (angles[:1] + 0.05 * (angles - angles[:1])).tolist()
+    return read_recording(tiny.write(tmp_path_factory.mktemp("recording")))
+
+
+def changed(change: Callable[[Question, Keypoints], Keypoints]) -> KeypointSource:
+    """True keypoints, changed."""
+    return lambda questions: list(map(change, questions, labelled_keypoints(questions)))
+
+
+def noisy(deviation_px: float) -> KeypointSource:
+    """A source of keypoints off by noise, and by 2 mm in distance."""
+    rng = np.random.default_rng(0)
+    return changed(
+        lambda _, true: replace(
+            true,
+            pixels=true.pixels + deviation_px * normal(rng, *true.pixels.shape),
+            relative_distance=true.relative_distance + 0.002 * normal(rng, *true.relative_distance.shape),
+        )
+    )
+
+
+def blind_from(frame: int) -> KeypointSource:
+    """A source that finds nothing from a frame on."""
+    return changed(lambda question, true: replace(true, confidence=true.confidence * (question.frame < frame)))
+
+
+def errors_mm(tracks) -> np.ndarray:
+    return landmark_errors(tracks.tracked_keypoints, tracks.gt_keypoints)[tracks.valid_tracking]
+
+
+def test_true_keypoints_in_labelled_crops_give_the_true_hands(recording):
+    tracks = MultistageTracker(labelled_keypoints).track_known(recording, recording.hand_model)
+    assert tracks.valid_tracking.all()
+    assert np.median(errors_mm(tracks)) < 0.5
+    assert tracks.scale is None
+
+
+def test_noisy_keypoints_give_hands_nearby(recording):
+    tracks = MultistageTracker(noisy(1.0)).track_known(recording, recording.hand_model)
+    assert tracks.valid_tracking.all()
+    assert 0.5 < np.median(errors_mm(tracks)) < 8.0
+
+
+def test_own_crops_follow_the_detected_hands(recording):
+    """A detector looks at one view in turn, the side view first: hands are found when a front view has its turn."""
+    tracks = MultistageTracker(labelled_keypoints, labelled_circles).track_known(recording, recording.hand_model)
+    first = tracks.valid_tracking.argmax(axis=1)
+    assert tracks.valid_tracking.sum() == 2 * FRAMES - first.sum()
+    assert (first <= 2).all()
+    assert np.median(errors_mm(tracks)) < 1.0
+
+
+def test_the_scale_of_an_unknown_hand(recording):
+    smaller = recording.hand_model.scaled(1 / 1.1)
+    tracks = MultistageTracker(labelled_keypoints).track_unknown(recording, smaller)
+    assert tracks.scale == pytest.approx(1.1, rel=0.005)
+    assert np.median(errors_mm(tracks)) < 1.0
+
+
+def test_a_scale_needs_frames_with_two_views(recording):
+    nobody = replace(recording, labelled=torch.zeros_like(recording.labelled))
+    with pytest.raises(InputError, match=r"recording_00.*to two cameras"):
+        MultistageTracker(labelled_keypoints).calibrate_scale(nobody, generic_hand())
+
+
+@pytest.mark.parametrize("labels", [FRAMES - 1, FRAMES + 1])
+def test_a_video_of_another_length_is_refused(recording, labels):
+    frames = torch.arange(labels).clamp(max=FRAMES - 1)
+    names = ("world_from_camera", "joint_angles", "world_from_wrist", "labelled")
+    other = replace(recording, **{name: getattr(recording, name)[frames] for name in names})
+    with pytest.raises(InputError, match=f"its json labels {labels}"):
+        MultistageTracker(labelled_keypoints).track_known(other, recording.hand_model)
+
+
+def test_a_hand_without_keypoints_is_lost(recording):
+    tracks = MultistageTracker(blind_from(3)).track_known(recording, recording.hand_model)
+    assert tracks.valid_tracking.tolist() == [[True] * 3 + [False] * 3] * 2
+    assert (tracks.tracked_keypoints[:, 3:] == 0).all()
+    assert (tracks.gt_keypoints[:, 3:] == 0).all()
+
+
+def test_keypoints_are_fed_back_while_a_hand_is_tracked(recording):
+    """The prior is zero at first and then says where the keypoints will be."""
+    priors, answers = [], []
+
+    def look(question: Question, true: Keypoints) -> Keypoints:
+        priors.append(question.prior)
+        answers.append(true)
+        return true
+
+    MultistageTracker(changed(look)).track_known(recording, recording.hand_model)
+    assert (priors[0] == 0).all()
+    for prior, answer in zip(priors[1:], answers[1:], strict=True):
+        expected_px = prior.unflatten(1, (21, 3))[..., :2] * 48 + 47.5
+        assert (expected_px - answer.pixels).abs().max() < 6.0
+
+
+def test_the_network_sees_left_hands_only(recording):
+    """A right hand arrives mirrored: the crops of a mirrored world show the same."""
+
+    def look(question: Question, true: Keypoints) -> Keypoints:
+        determinants = torch.linalg.det(question.cameras.world_from_camera[:, :3, :3])
+        assert ((determinants < 0) == (question.hand == RIGHT)).all()
+        assert question.images.shape[1:] == (1, 96, 96)
+        return true
+
+    MultistageTracker(changed(look)).track_known(recording, recording.hand_model)
+
+
+def fitted(pose: HandPose, found: list[bool]) -> FitResult:
+    nothing = torch.zeros(len(found), dtype=torch.float64)
+    return FitResult(pose, nothing, nothing, torch.tensor(found))
+
+
+def test_half_of_the_last_motion_goes_on(rng, hand):
+    """Joint angles and shift by half; the turn about its own axis by half its angle, also of a mirrored hand."""
+    hands = torch.tensor([LEFT, RIGHT])
+    first = HandPose(random_angles(rng, hand, 2), for_hand(random_poses(rng, 2), hands))
+    turn = roll(torch.tensor(0.4).double())
+    wrist = first.world_from_wrist.clone()
+    wrist[:, :3, :3] = turn @ wrist[:, :3, :3]
+    wrist[:, :3, 3] += torch.tensor([0.02, 0.0, 0.0])
+    second = HandPose(first.joint_angles + 0.1, wrist)
+    memory = Memory.empty().after(hands, fitted(first, [True, True]))
+    assert torch.equal(memory.expectation().pose.joint_angles, first.joint_angles)
+    expected = memory.after(hands, fitted(second, [True, True])).expectation()
+    assert expected.exists.all()
+    torch.testing.assert_close(expected.pose.joint_angles, second.joint_angles + 0.05)
+    torch.testing.assert_close(
+        expected.pose.world_from_wrist[:, :3, 3], wrist[:, :3, 3] + torch.tensor([0.01, 0, 0]).double()
+    )
+    went_on = expected.pose.world_from_wrist @ invert(wrist)
+    torch.testing.assert_close(
+        torch.arctan2(went_on[:, 1, 0], went_on[:, 0, 0]), torch.full((2,), 0.2).double(), atol=1e-6, rtol=0
+    )
+
+
+def test_a_lost_hand_is_forgotten(rng, hand):
+    hands = torch.tensor([LEFT, RIGHT])
+    pose = HandPose(random_angles(rng, hand, 2), for_hand(random_poses(rng, 2), hands))
+    memory = Memory.empty().after(hands, fitted(pose, [True, True])).after(hands, fitted(pose, [True, False]))
+    assert memory.expectation().exists.tolist() == [True, False]
+    again = memory.after(hands[1:], fitted(pose[1:], [True]))
+    assert again.expectation().exists.tolist() == [False, True]
+    torch.testing.assert_close(again.expectation().pose.world_from_wrist[1], pose.world_from_wrist[1])
+
+
+def test_crops_of_expected_hands_come_from_the_views_that_see_most(recording):
+    hands = torch.arange(2)
+    pose = HandPose(recording.joint_angles[0], for_hand(recording.world_from_wrist[0], hands))
+    expected = Memory.empty().after(hands, fitted(pose, [True, True])).expectation()
+    look, labelled = expected_look(recording, 0, recording.hand_model, expected), labelled_look(recording, 0)
+    assert look.views.tolist() == labelled.views.tolist() == [[False, True, True, False]] * 2
+    torch.testing.assert_close(look.cropped.world_from_camera, labelled.cropped.world_from_camera)
+    turned = homogeneous(pose.world_from_wrist[:, :3, :3], -pose.world_from_wrist[:, :3, 3])
+    away = replace(expected, pose=HandPose(pose.joint_angles, turned))
+    assert len(expected_look(recording, 0, recording.hand_model, away).hands) == 0
+
+
+def test_a_detected_circle_fills_the_crop(recording):
+    """The circle around the hand, a fifth larger, touches the crop's borders; its centre is the crop's centre."""
+    circles = labelled_circles(recording, 0, 1, np.zeros((48, 64), np.uint8))
+    assert circles.presence.tolist() == [1.0, 1.0]
+    look = detected_look(recording, 0, 1, circles, torch.arange(2))
+    assert look.views.tolist() == [[False, True, False, False]] * 2
+    chosen, camera = look.chosen(), recording.cameras(0)[1]
+    center = camera.project(chosen.world_from_camera[:, None, :3, 3] + chosen.world_from_camera[:, None, :3, 2])[:, 0]
+    assert (center - circles.center_px).abs().max() < 0.3
+    landmarks = recording.hand_model.landmarks(
+        recording.joint_angles[0], for_hand(recording.world_from_wrist[0], torch.arange(2))
+    )
+    reach = (chosen.project(landmarks) - 47.5).abs().amax(dim=(1, 2))
+    assert ((reach > 47.5 / 1.5) & (reach < 47.5)).all()
+
+
+def test_absent_hands_are_not_cropped(recording):
+    def nobody(recording, frame, camera, picture) -> Circles:
+        assert picture.shape == (48, 64)
+        return replace(labelled_circles(recording, frame, camera, picture), presence=torch.tensor([0.2, 0.49]))
+
+    tracks = MultistageTracker(labelled_keypoints, nobody).track_known(recording, recording.hand_model)
+    assert not tracks.valid_tracking.any()
+
+
+def test_the_error_budget_swaps_stages(recording):
+    budget = error_budget(
+        [recording],
+        {"true": labelled_keypoints, "noisy": noisy(1.0)},
+        {"labelled": None, "own": labelled_circles},
+    ).set_index(["crops", "keypoints"])
+    assert budget.mpjpe_mm["labelled", "true"] < budget.mpjpe_mm["labelled", "noisy"]
+    assert budget.found_percent["labelled", "true"] == 100 > budget.found_percent["own", "true"]
+
+
+def test_the_benchmark_times_every_stage(recording):
+    table = benchmark_multistage(recording, labelled_keypoints, labelled_circles, "cpu", repeats=1)
+    assert set(table.stage) == {"detector", "crops", "keypoints", "fit"}
+    assert (table.median_ms > 0).all()
+
+
+def cached(recording: Recording) -> CropSequence:
+    """The crops of a recording as the training cache keeps them."""
+    images = list(recording.images())
+
+    def picture(frame: int, camera: int, region: Region) -> np.ndarray:
+        x0, y0, x1, y1 = region
+        return images[frame][camera, y0:y1, x0:x1]
+
+    return crop_sequence(recording, picture)
+
+
+def test_cached_crops_are_those_of_the_recording(recording):
+    footage = Footage.cached(cached(recording), recording.video)
+    for frame, (images, crops) in enumerate(zip(recording.images(), footage.pictures(), strict=True)):
+        kept, pictures = cached_look(footage, frame, crops)
+        look = labelled_look(recording, frame)
+        assert kept.hands.tolist() == look.hands.tolist()
+        assert kept.views.tolist() == look.views.tolist()
+        torch.testing.assert_close(kept.chosen().world_from_camera, look.chosen().world_from_camera, atol=1e-6, rtol=0)
+        torch.testing.assert_close(kept.chosen().camera.focal_px, look.chosen().camera.focal_px, atol=1e-4, rtol=0)
+        assert (pictures - take_pictures(images, recording.cameras(frame), look)).abs().max() <= 1.01 / 255
+
+
+@pytest.mark.parametrize("with_video", [True, False])
+def test_recordings_side_by_side_and_from_a_cache(recording, with_video):
+    """One of them is lost on the way; the other is a training sequence, whose lens nobody knows."""
+    kept = Footage.cached(cached(recording), recording.video if with_video else None)
+    tracker = MultistageTracker(labelled_keypoints)
+    short = replace(recording, labelled=recording.labelled & (torch.arange(FRAMES) < 2)[:, None])
+    both = tracker.track_all([Footage(short), kept], [recording.hand_model] * 2)
+    assert both[0].valid_tracking.tolist() == [[True] * 2 + [False] * (FRAMES - 2)] * 2
+    alone = tracker.track_known(recording, recording.hand_model)
+    assert both[1].valid_tracking.all()
+    np.testing.assert_allclose(both[1].tracked_keypoints, alone.tracked_keypoints, atol=1e-2 if with_video else 1.0)
+    assert tracker.calibrate_all([kept], recording.hand_model) == pytest.approx([1.0], rel=0.005)
+
+
+def test_untrained_networks_track_without_failing(recording):
+    """They find something or nothing; each crop is answered as if it were asked alone."""
+    torch.manual_seed(0)
+    network = KeyNet(KeyNetConfig())
+    source = network_keypoints(network)
+    questions = []
+    MultistageTracker(lambda asked: questions.extend(asked) or source(asked)).track_known(
+        recording, recording.hand_model
+    )
+    together = source(questions)
+    for question, answer in zip(questions, together, strict=True):
+        alone = predict(network, question.images, question.prior)
+        torch.testing.assert_close(answer.pixels, alone.pixels, atol=1e-3, rtol=0)
+    detector = network_circles(DetNet(DetNetConfig()))
+    tracks = MultistageTracker(source, detector).track_known(recording, recording.hand_model)
+    assert np.isfinite(tracks.tracked_keypoints).all()
+
+
+def test_the_search_of_weights_keeps_the_best(recording):
+    """Where single keypoints are far off, the weights found distrust them."""
+    rng = np.random.default_rng(1)
+
+    def look(_: Question, true: Keypoints) -> Keypoints:
+        wrong = torch.from_numpy(rng.random(true.confidence.shape) < 0.1)
+        return replace(true, pixels=true.pixels + 30.0 * wrong[..., None])
+
+    start = FitWeights(outlier_px=1e6)
+    best, table = search_weights([Footage(recording)], changed(look), start)
+    table = table.set_index(list(FitWeights._fields))
+    assert table.index[0] == start
+    assert table.index.is_unique
+    assert best.outlier_px < 1e6
+    assert table.mpjpe_mm[best] == table.mpjpe_mm.min() < table.mpjpe_mm[start]
