@@ -7,15 +7,16 @@ with. A claim that does not hold is contradicted, if the interval lies on the ot
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from lib.metrics import PCK_THRESHOLDS_MM, landmark_errors
-from lib.predictions import Predictions
+from lib.predictions import AllPredictions, Predictions
 from lib.statistics import Interval, Pooled, combined, difference
 from lib.tables import (
     ABLATION,
@@ -30,15 +31,16 @@ from lib.tables import (
     PINCH,
     TEMPORAL,
     WITH_PINCH,
-    AllPredictions,
     Cell,
     Cells,
     case_row,
+    methods_of,
 )
 
 SMALL_COST = 0.03
 """The paper's costs called small are of 0 to 2 %."""
 UNITS = {MPJPE: "mm", MPJPA: "mm/frame²", "precision_percent": "%", "recall_percent": "%"}
+PROTOCOLS = ("separate_hand", "hand_hand")
 Than = Literal["lower", "higher", "hardly higher"]
 OCCLUDED = ("full_temporal_loss", "no_temporal_temporal_loss")
 """With and without the temporal module, trained with the same losses."""
@@ -55,18 +57,26 @@ class Verdict:
 
 
 def claims_table(predictions: AllPredictions, cells: Cells) -> pd.DataFrame:
-    """All claims, in the order of the paper."""
-    verdicts = [
-        *_ablation_claims(cells),
-        _occlusion_claim(predictions),
-        *_multistage_claims(cells),
-        *(_crossing_claim(predictions, protocol) for protocol in ("separate_hand", "hand_hand")),
-        *_pinch_claims(cells),
-    ]
-    return pd.DataFrame([vars(verdict) for verdict in verdicts])
+    """All claims, in the order of the paper; those about the baseline only if it has made predictions."""
+    parts = ablation_claims(cells), [occlusion_claim(predictions)], multistage_claims(predictions, cells)
+    return listed([*itertools.chain(*parts), *pinch_claims(cells)])
 
 
-def _ablation_claims(cells: Cells) -> list[Verdict]:
+def listed(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """Claims as rows of claims.csv."""
+    return pd.DataFrame([vars(verdict) for verdict in verdicts], columns=[field.name for field in fields(Verdict)])
+
+
+def described(claims: pd.DataFrame) -> str:
+    """Claims as text, their verdicts in front."""
+    lines = []
+    for row in claims.itertuples():
+        lines.append(f"{'holds' if row.holds else 'DOES NOT HOLD':>13}  {row.claim}")
+        lines.append(f"{'':15}paper: {row.paper}; ours: {row.ours}")
+    return "\n".join(lines)
+
+
+def ablation_claims(cells: Cells) -> list[Verdict]:
     """§5.2: what each module, L_temp and the One-Euro filter do."""
 
     def claim(text: str, first: str, second: str, metric: str, than: Than = "lower") -> Verdict:
@@ -87,8 +97,10 @@ def _ablation_claims(cells: Cells) -> list[Verdict]:
     ]
 
 
-def _multistage_claims(cells: Cells) -> list[Verdict]:
+def multistage_claims(predictions: AllPredictions, cells: Cells) -> list[Verdict]:
     """§5.3: the end-to-end model against the multi-stage one."""
+    if BASELINE not in methods_of(predictions):
+        return []
     verdicts = []
     for column, (metric, name) in enumerate(((MPJPE, "error"), (MPJPA, "jitter"))):
         for case, (skeleton, protocol) in enumerate(CASES):
@@ -96,7 +108,8 @@ def _multistage_claims(cells: Cells) -> list[Verdict]:
             first, second = (_case(method, skeleton, protocol, metric) for method in (TEMPORAL, BASELINE))
             claim = f"end-to-end has less {name} than multi-stage ({skeleton} skeleton, {protocol})"
             verdicts.append(compare(cells, claim, numbers, first, second))
-    return verdicts + [_unknown_claim(cells, protocol) for protocol in ("separate_hand", "hand_hand")]
+    verdicts += [_unknown_claim(cells, protocol) for protocol in PROTOCOLS]
+    return verdicts + [_crossing_claim(predictions, protocol) for protocol in PROTOCOLS]
 
 
 def _unknown_claim(cells: Cells, protocol: str) -> Verdict:
@@ -116,8 +129,18 @@ def _unknown_claim(cells: Cells, protocol: str) -> Verdict:
     )
 
 
-def _pinch_claims(cells: Cells) -> list[Verdict]:
-    """§5.4: pinch detection with and without L_pinch."""
+def pinch_claims(cells: Cells) -> list[Verdict]:
+    """§5.4: pinch detection with and without L_pinch, and what L_pinch costs."""
+    verdicts = _detection_claims(cells) if (PINCH, BASELINE, "recall_percent") in cells else []
+    for case, (skeleton, protocol) in enumerate(CASES):
+        numbers = [PAPER_TABLE_3[method][case][0] for method in (WITH_PINCH, TEMPORAL)]
+        first, second = (_case(method, skeleton, protocol, MPJPE) for method in (WITH_PINCH, TEMPORAL))
+        text = f"L_pinch costs little error ({skeleton} skeleton, {protocol})"
+        verdicts.append(compare(cells, text, numbers, first, second, "hardly higher"))
+    return verdicts
+
+
+def _detection_claims(cells: Cells) -> list[Verdict]:
     verdicts = []
     for column, metric in enumerate(("precision_percent", "recall_percent")):
         for claim, method, than in (
@@ -127,11 +150,6 @@ def _pinch_claims(cells: Cells) -> list[Verdict]:
             text = f"{claim} multi-stage in pinch {metric.removesuffix('_percent')}"
             numbers = [PAPER_TABLE_4[name][column] for name in (method, BASELINE)]
             verdicts.append(compare(cells, text, numbers, (PINCH, method, metric), (PINCH, BASELINE, metric), than))
-    for case, (skeleton, protocol) in enumerate(CASES):
-        numbers = [PAPER_TABLE_3[method][case][0] for method in (WITH_PINCH, TEMPORAL)]
-        first, second = (_case(method, skeleton, protocol, MPJPE) for method in (WITH_PINCH, TEMPORAL))
-        text = f"L_pinch costs little error ({skeleton} skeleton, {protocol})"
-        verdicts.append(compare(cells, text, numbers, first, second, "hardly higher"))
     return verdicts
 
 
@@ -206,7 +224,7 @@ def errors_behind_sheet(predictions: Predictions) -> Pooled:
     )
 
 
-def _occlusion_claim(predictions: AllPredictions) -> Verdict:
+def occlusion_claim(predictions: AllPredictions) -> Verdict:
     """§5.2, Figure 6."""
     with_module, without = (errors_behind_sheet(predictions[method, "known"]) for method in OCCLUDED)
     change = difference(with_module, without)

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from lib.inspection import FRAMES_PER_SECOND
 from lib.metrics import Keypoints, Valid, mpjpa, mpjpe
+from lib.recordings import FRAMES_PER_SECOND
 
 DERIVATIVE_CUTOFF_HZ = 1.0
 BETAS = (0.0, *np.geomspace(1e-4, 1e-1, 13).round(6).tolist())

@@ -20,11 +20,10 @@ from lib.figures import PAGE_WIDTH
 from lib.files import MM
 from lib.hands import FINGERS, NUM_FINGER_JOINTS, WRIST
 from lib.metrics import pinch_distance
-from lib.recordings import Recording
+from lib.recordings import FRAMES_PER_SECOND, Recording
 from lib.tracking import HANDS, HandLabels, make_crops, true_keypoints
 from lib.transforms import acceleration
 
-FRAMES_PER_SECOND = 30
 PROTOCOLS = ("separate_hand", "hand_hand", "occlusion")
 JOINT_NAMES = tuple(
     f"{finger} {joint}"

@@ -104,7 +104,7 @@ class ClipTraining:
         clips = self.data.validation.clips(frames)
         chosen, generator = draw_examples(clips, self.config.validation_hands // frames, seed=0, step=0)
         batch = self.data.validation.batch(chosen, frames, NO_AUGMENTATION, generator)
-        return {name: float(value) for name, value in learner(batch, self.config.weights).terms.items()}
+        return {name: float(value) for name, value in learner(batch, self.config.weights_at(step)).terms.items()}
 
 
 class ClipLearner(nn.Module):

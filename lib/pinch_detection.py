@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 
-from lib.inspection import FRAMES_PER_SECOND
 from lib.metrics import pinch_detections, pinch_distance
 from lib.predictions import Predictions
+from lib.recordings import FRAMES_PER_SECOND
 from lib.statistics import Pooled
 
 THRESHOLD_MM = 10.0
@@ -67,6 +68,28 @@ def detection_latency(predictions: Predictions, threshold_mm: float = THRESHOLD_
         {"latency_frames": float}
     )
     return table.assign(latency_ms=table.latency_frames * 1000 / FRAMES_PER_SECOND)
+
+
+def latency_table(methods: Sequence[Predictions]) -> pd.DataFrame:
+    """The latency of each method: labelled pinches, percent of them missed, and quartiles of the others, ms."""
+    rows = []
+    for predictions in methods:
+        latency = detection_latency(predictions).latency_ms
+        quartiles = dict(zip(("early_ms", "median_ms", "late_ms"), latency.quantile((0.25, 0.5, 0.75)), strict=True))
+        missed = 100 * latency.isna().mean()
+        rows.append({"method": predictions.method, "pinches": len(latency), "missed_percent": missed} | quartiles)
+    return pd.DataFrame(rows)
+
+
+def most_pinched(predictions: Predictions) -> tuple[str, int]:
+    """The sequence and the hand with most labelled pinches, and of these the one that is tracked longest."""
+    pinching = predictions.only(motion="pinch").sequences
+    cases = {
+        (s.name, hand): (len(stretches(s.pinch[hand] & s.valid[hand])), int(s.valid[hand].sum()))
+        for s in pinching
+        for hand in range(len(s.valid))
+    }
+    return max(cases, key=cases.get)
 
 
 def _latency(fires: Bool[np.ndarray, "frames"], free: int, start: int, end: int) -> float:

@@ -21,7 +21,7 @@ from lib.metrics import PCK_THRESHOLDS_MM, auc, error_per_landmark, landmark_err
 from lib.pinch_detection import THRESHOLD_MM, precision_recall_curve, stretches
 from lib.predictions import AllPredictions, Predictions, TrackedSequence
 from lib.recordings import FRAMES_PER_SECOND
-from lib.tables import METHODS
+from lib.tables import methods_of
 
 METHOD_NAMES = {
     "no_ftl": "no FTL",
@@ -54,7 +54,7 @@ def pck_figure(predictions: AllPredictions) -> Figure:
     """Figure 7: PCK curves of both protocols, known (K) and unknown (U) skeletons, with the area under each."""
     figure, grid = plt.subplots(1, 2, figsize=(PAGE_WIDTH, 2.8), sharey=True)
     for axes, (protocol, title) in zip(grid, PROTOCOL_NAMES.items(), strict=True):
-        for method in METHODS:
+        for method in methods_of(predictions):
             for skeleton, style in _LINES.items():
                 curve = np.array(
                     [share.mean for share in pck_of(predictions[method, skeleton].only(protocol=protocol))]
@@ -174,6 +174,19 @@ _LANDMARK_ORDER = (
     *(f"{finger} {part}" for finger in ("index", "middle", "ring", "pinky")
       for part in ("proximal", "intermediate", "distal", "tip")),
 )  # fmt: skip
+
+
+def scale_figure(methods: Sequence[Predictions]) -> Figure:
+    """The scale calibrated for each recording over the one that fits the user's hand best, a little apart by method."""
+    figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.8))
+    for index, predictions in enumerate(methods):
+        fitted, scale = np.array([(s.fitted_scale, s.scale) for s in predictions.sequences]).T
+        shifted, name = fitted + 0.004 * (index - (len(methods) - 1) / 2), predictions.method
+        axes.plot(shifted, scale, "o", color=METHOD_COLORS[name], ms=3, alpha=0.7, mew=0, label=METHOD_NAMES[name])
+    axes.axline((1, 1), slope=1, color="0.4", lw=0.7, ls=":", label="right")
+    axes.set(xlabel="scale that fits the user's hand", ylabel="calibrated scale", aspect="equal")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
 
 
 def named(predictions: Predictions, sequence: str) -> TrackedSequence:

@@ -23,12 +23,12 @@ from lib.checkpoints import load_network
 from lib.errors import InputError
 from lib.experiments import EXPERIMENTS
 from lib.files import write_atomically
-from lib.filters import OneEuroFilter, search_one_euro
+from lib.filters import OneEuroFilter
 from lib.hands import HandModel
 from lib.objective import ClipTrainingConfig
 from lib.recordings import Recording, read_recording
 from lib.rendered.shape import generic_hand
-from lib.results import commit, results_folder, save_table
+from lib.results import commit, results_folder
 from lib.sequences import LabelledSequence, SequenceName, Split, load_sequences, split_fingerprint
 from lib.statistics import Pooled, error_of, jitter_of
 from lib.streams import HandStreams, track_both
@@ -141,6 +141,8 @@ class Predictions:
         write_atomically(path, write)
 
 
+AllPredictions = Mapping[tuple[str, Skeleton], Predictions]
+"""By method and kind of skeleton."""
 _FIELDS = fields(TrackedSequence)
 
 
@@ -197,18 +199,28 @@ def load_or_predict(
 def predict(
     experiment: str, profile: str, data_folder: Path, split: Split = "test", device: str = "cpu"
 ) -> dict[Skeleton, Predictions]:
-    """The predictions of a trained network. Raises InputError, naming the command that trains it, if it is missing."""
-    weights = results_folder(profile) / "checkpoints" / f"{experiment}.safetensors"
-    if not weights.is_file():
-        raise InputError(f"no weights at {weights}: run python -m lib train {experiment} --profile {profile}")
+    """The predictions of a trained network. Raises InputError if its weights are missing."""
+    weights = trained_weights(profile, experiment)
 
     def track(sequences: Sequence[LabelledSequence]) -> dict[Skeleton, list[Tracks]]:
         network = prepare_for_inference(load_network(weights)).to(device)
         known, unknown = track_both(network, HandStreams(sequences, device), generic_hand().to(dtype=torch.float64))
         return {"known": known, "unknown": unknown}
 
-    source = hashlib.sha256(weights.read_bytes()).hexdigest()
-    return load_or_predict(experiment, profile, data_folder, source, track, split)
+    return load_or_predict(experiment, profile, data_folder, weights_hash(profile, experiment), track, split)
+
+
+def trained_weights(profile: str, experiment: str) -> Path:
+    """The weights of an experiment. Raises InputError, naming the command that trains them, if they are missing."""
+    weights = results_folder(profile) / "checkpoints" / f"{experiment}.safetensors"
+    if not weights.is_file():
+        raise InputError(f"no weights at {weights}: run python -m lib train {experiment} --profile {profile}")
+    return weights
+
+
+def weights_hash(profile: str, experiment: str) -> str:
+    """Identifies the weights of an experiment. Raises InputError if they are missing."""
+    return hashlib.sha256(trained_weights(profile, experiment).read_bytes()).hexdigest()
 
 
 def track_recordings(track: Callable[[Recording, Skeleton], Tracks]) -> TrackSequences:
@@ -222,42 +234,3 @@ def track_recordings(track: Callable[[Recording, Skeleton], Tracks]) -> TrackSeq
         }
 
     return track_all
-
-
-def predict_all(profile: str, data_folder: Path, device: str = "cpu") -> dict[tuple[str, Skeleton], Predictions]:
-    """The predictions of every end-to-end experiment and of `full_one_euro` on the test split.
-
-    Writes what the search for the filter's parameters tried to tables/one_euro.csv.
-    """
-    made = {
-        (name, skeleton): predictions
-        for name in END_TO_END
-        for skeleton, predictions in predict(name, profile, data_folder, device=device).items()
-    }
-    smoothing = tune_one_euro(profile, data_folder, device)
-    made["full_one_euro", "known"] = made["full", "known"].filtered(smoothing, "full_one_euro")
-    return made
-
-
-def tune_one_euro(profile: str, data_folder: Path, device: str = "cpu") -> OneEuroFilter:
-    """The filter that brings `full` to the jitter of `full_temporal_loss`, tuned on held-out training users.
-
-    It sees their separate-hand sequences, as Table 2 does; writes tables/one_euro.csv. Source: §5.2.
-    """
-    full, target = (
-        predict(name, profile, data_folder, "validation", device)["known"].only(protocol="separate_hand")
-        for name in ("full", "full_temporal_loss")
-    )
-    tracked, true, valid = (
-        _side_by_side([getattr(s, name) for s in full.sequences])
-        for name in ("tracked_keypoints", "gt_keypoints", "valid")
-    )
-    smoothing, search = search_one_euro(tracked, true, valid, target.jitter().mean)
-    save_table(search, profile, "one_euro")
-    return smoothing
-
-
-def _side_by_side(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Arrays (2, frames, ...) of several sequences as (hands, frames, ...), the shorter ones padded with zeros."""
-    longest = max(array.shape[1] for array in arrays)
-    return np.concatenate([np.pad(a, [(0, 0), (0, longest - a.shape[1]), *[(0, 0)] * (a.ndim - 2)]) for a in arrays])

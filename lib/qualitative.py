@@ -21,12 +21,10 @@ from lib.crops import crop_cameras, warp
 from lib.figures import PAGE_WIDTH, show_picture
 from lib.files import MM
 from lib.hands import LEFT
-from lib.inspection import FRAMES_PER_SECOND
 from lib.overlay import HAND_COLORS, draw_hand
 from lib.plots import METHOD_COLORS, METHOD_NAMES, error_over_time, named, seconds, shade
-from lib.predictions import Predictions, TrackedSequence
-from lib.recordings import Recording, read_recording
-from lib.tables import AllPredictions
+from lib.predictions import AllPredictions, Predictions, TrackedSequence
+from lib.recordings import FRAMES_PER_SECOND, Recording, read_recording
 
 PICTURE_SIZE = 240
 _TRUTH_COLOR = (0, 158, 115)

@@ -22,6 +22,7 @@ from lib.files import MM, describing, float64, hand_from_json, hand_to_json, jso
 from lib.hands import NUM_JOINTS, HandModel
 
 NUM_CAMERAS = 4
+FRAMES_PER_SECOND = 30
 _LIMITED_RANGE = np.clip((np.arange(256) - 16) * 255 // 219, 0, 255).astype(np.uint8)
 """Luma of limited-range video to grey, truncated as the published decoding does (one channel of its RGB)."""
 

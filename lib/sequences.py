@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from lib.crop_cache import CropSequence, Region, crop_sequence
 from lib.errors import InputError
-from lib.experiments import VALIDATION_SHARE
-from lib.files import MM, read_json
+from lib.experiments import listed_files, split_users
+from lib.files import MM, fingerprint, read_json
 from lib.hands import for_hand
 from lib.recordings import Recording, read_recording
 from lib.tracking import HANDS
@@ -72,6 +72,8 @@ class LabelledSequence(SequenceName):
 
 def split_fingerprint(folder: Path, split: Split) -> str:
     """Identifies the data of a split. Raises InputError if the split is not there or not complete."""
+    if split == "validation":
+        return fingerprint(listed_files(folder, "crops"))
     return _index(folder, split)["fingerprint"]
 
 
@@ -82,19 +84,17 @@ def load_sequences(folder: Path, split: Split, workers: int = 2) -> list[Labelle
     recordings. Raises InputError if anything is missing or broken.
     """
     index = _index(folder, split)
-    form, load = {"test": ("raw_data", _load_test), "validation": ("crops", _load_validation)}[split]
-    stems = sorted({Path(path).with_suffix("") for path in index["sha256"] if Path(path).parts[0] == form})
     if split == "validation":
-        users = sorted({stem.parent.name for stem in stems})
-        held_out = users[-max(1, round(VALIDATION_SHARE * len(users))) :]
-        stems = [stem for stem in stems if stem.parent.name in held_out]
+        load, (_, stems) = _load_validation, split_users(folder, listed_files(folder, "crops"))
+    else:
+        load, stems = _load_test, sorted({(folder / path).with_suffix("") for path in index["sha256"]})
     motions = {(s["user"], s["index"]): s["protocol"] for s in index["sequences"]}
     kept = folder / "test_crops" / f"{index['fingerprint']}-{CROPS_VERSION}"
 
     def load_one(stem: Path) -> LabelledSequence:
         protocol, _, user, recording = stem.parts[-4:]
         motion = motions[int(user.removeprefix("user_")), int(recording.removeprefix("recording_"))]
-        return load(SequenceName(f"{protocol}/{user}/{recording}", motion), folder / stem, kept)
+        return load(SequenceName(f"{protocol}/{user}/{recording}", motion), stem, kept)
 
     with ThreadPoolExecutor(workers) as pool:
         return list(tqdm(pool.map(load_one, stems), f"crops of the {split} split", len(stems), unit="sequence"))

@@ -14,13 +14,13 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
 from lib.hands import LEFT, NUM_FINGER_JOINTS, RIGHT, HandModel
+from lib.recordings import FRAMES_PER_SECOND
 from lib.rendered.arms import arm_scale, mirrored, sample_position, sample_wrist, wrist_bend
 from lib.rendered.contact import Capsules
 from lib.rendered.encounters import ENCOUNTERS, sample_encounter
 from lib.rendered.pinches import solve_pinches
 from lib.rendered.postures import POSTURES, sample_any_posture, sample_posture, within
 
-FRAMES_PER_SECOND = 30
 _THEMES = {
     "gestures": ("point", "victory", "thumb alone", "open", "call me", "horns", "ring", "fist", "gun", "relaxed"),
     "counting": ("fist", "one", "two", "three", "four", "five"),

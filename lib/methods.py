@@ -1,0 +1,197 @@
+"""Every method of the study on the test split, and what of the methods is tuned on held-out training users.
+
+Tuning needs the training split, so it is part of training: what it finds is kept in tables beside the hashes of the
+weights it was found with, and refused once these have changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from lib.errors import InputError
+from lib.filters import OneEuroFilter, search_one_euro
+from lib.hands import HandModel
+from lib.multistage.fit import FIT_WEIGHTS
+from lib.multistage.looks import Footage
+from lib.multistage.networks import keypoint_source
+from lib.multistage.tracker import MultistageTracker
+from lib.pinch_detection import precision_and_recall, tuned_threshold
+from lib.predictions import (
+    END_TO_END,
+    AllPredictions,
+    Predictions,
+    Skeleton,
+    load_or_predict,
+    predict,
+    trained_weights,
+    weights_hash,
+)
+from lib.rendered.shape import generic_hand
+from lib.results import results_folder, save_table
+from lib.sequences import LabelledSequence, Split
+from lib.tables import BASELINE, TEMPORAL, WITH_PINCH
+from lib.tracking import Tracks
+
+KEYPOINTS = "keynet"
+"""The experiment that trains what the baseline needs on labelled crops."""
+ONE_EURO, PINCH_THRESHOLDS = "one_euro", "pinch_thresholds"
+_SIDE_BY_SIDE = 8
+
+
+def predict_all(profile: str, data_folder: Path, device: str = "cpu") -> AllPredictions:
+    """The predictions of every end-to-end experiment, `full_one_euro` and `multistage` on the test split.
+
+    As long as the baseline has no weights it is left out, and with it its rows and claims. Raises InputError, naming
+    the command to run, if other weights are missing or the filter was tuned with others.
+    """
+    made = {
+        (name, skeleton): predictions
+        for name in END_TO_END
+        for skeleton, predictions in predict(name, profile, data_folder, device=device).items()
+    }
+    made["full_one_euro", "known"] = made["full", "known"].filtered(tuned_one_euro(profile), "full_one_euro")
+    if _has_baseline(profile):
+        baseline = predict_multistage(profile, data_folder, device=device)
+        made |= {(BASELINE, skeleton): predictions for skeleton, predictions in baseline.items()}
+    return made
+
+
+def predict_multistage(
+    profile: str, data_folder: Path, split: Split = "test", device: str = "cpu"
+) -> dict[Skeleton, Predictions]:
+    """The predictions of the baseline on labelled crops. Raises InputError if its weights are missing."""
+    weights = trained_weights(profile, KEYPOINTS)
+
+    def track(sequences: Sequence[LabelledSequence]) -> dict[Skeleton, list[Tracks]]:
+        tracker, made = MultistageTracker(keypoint_source(weights, device)), {"known": [], "unknown": []}
+        for first in tqdm(range(0, len(sequences), _SIDE_BY_SIDE), f"tracking, {BASELINE}"):
+            part = [Footage.cached(s.crops, s.video) for s in sequences[first : first + _SIDE_BY_SIDE]]
+            for skeleton, tracks in _track_both(tracker, part).items():
+                made[skeleton] += tracks
+        return made
+
+    source = f"{weights_hash(profile, KEYPOINTS)} {FIT_WEIGHTS}"
+    return load_or_predict(BASELINE, profile, data_folder, source, track, split)
+
+
+def _track_both(tracker: MultistageTracker, footage: Sequence[Footage]) -> dict[Skeleton, list[Tracks]]:
+    generic = generic_hand().to(dtype=torch.float64)
+    scales = [_calibrated_scale(tracker, one, generic) for one in footage]
+    unknown = tracker.track_all(footage, [generic.scaled(scale) for scale in scales])
+    return {
+        "known": tracker.track_all(footage, [one.recording.hand_model for one in footage]),
+        "unknown": [replace(tracks, scale=scale) for tracks, scale in zip(unknown, scales, strict=True)],
+    }
+
+
+def _calibrated_scale(tracker: MultistageTracker, footage: Footage, generic: HandModel) -> float:
+    """The calibrated scale; one, if the tracker finds no hand in two views to calibrate by."""
+    try:
+        return tracker.calibrate_all([footage], generic)[0]
+    except InputError:
+        return 1.0
+
+
+def _has_baseline(profile: str) -> bool:
+    return (results_folder(profile) / "checkpoints" / f"{KEYPOINTS}.safetensors").is_file()
+
+
+def tune(profile: str, data_folder: Path, device: str = "cpu") -> dict[str, pd.DataFrame]:
+    """Tune the One-Euro filter and the pinch thresholds; write and return tables/one_euro and tables/pinch_thresholds.
+
+    Raises InputError if weights or the training split are missing.
+    """
+    tables = {
+        ONE_EURO: tune_one_euro(profile, data_folder, device),
+        PINCH_THRESHOLDS: tune_pinch_thresholds(profile, data_folder, device),
+    }
+    for name, table in tables.items():
+        save_table(table, profile, name)
+    return tables
+
+
+def tune_one_euro(profile: str, data_folder: Path, device: str = "cpu") -> pd.DataFrame:
+    """What was tried to bring `full` to the jitter of `full_temporal_loss` by a One-Euro filter, and what was chosen.
+
+    On the separate-hand sequences of the held-out users, as Table 2 is about those. Source: §5.2.
+    """
+    full, target = (
+        predict(name, profile, data_folder, "validation", device)["known"].only(protocol="separate_hand")
+        for name in ("full", TEMPORAL)
+    )
+    tracked, true, valid = (
+        _side_by_side([getattr(s, name) for s in full.sequences])
+        for name in ("tracked_keypoints", "gt_keypoints", "valid")
+    )
+    _, search = search_one_euro(tracked, true, valid, target.jitter().mean)
+    return search.assign(**_hashes(profile, ("full", TEMPORAL)))
+
+
+def tuned_one_euro(profile: str) -> OneEuroFilter:
+    """The chosen filter. Raises InputError if nothing was tuned yet, or with other weights."""
+    table = _read_tuned(profile, ONE_EURO, ("full", TEMPORAL), ("beta", "min_cutoff_hz", "chosen"))
+    chosen = table[table.chosen].iloc[0]
+    return OneEuroFilter(float(chosen.min_cutoff_hz), float(chosen.beta))
+
+
+def tune_pinch_thresholds(profile: str, data_folder: Path, device: str = "cpu") -> pd.DataFrame:
+    """For each method of Table 4 the distance that tells pinches best, with precision and recall on held-out users.
+
+    Columns: method, threshold_mm, precision_percent, recall_percent, and the hashes of the weights.
+    """
+    methods = {name: predict(name, profile, data_folder, "validation", device) for name in (TEMPORAL, WITH_PINCH)}
+    if _has_baseline(profile):
+        methods[BASELINE] = predict_multistage(profile, data_folder, "validation", device)
+    rows = []
+    for name, predictions in methods.items():
+        threshold = tuned_threshold(predictions["known"])
+        precision, recall = precision_and_recall(predictions["known"], threshold)
+        rows.append((name, threshold, precision.mean, recall.mean))
+    columns = ["method", "threshold_mm", "precision_percent", "recall_percent"]
+    return pd.DataFrame(rows, columns=columns).assign(**_hashes(profile, _detecting(profile)))
+
+
+def tuned_pinch_thresholds(profile: str) -> dict[str, float]:
+    """The tuned threshold of each method, mm. Raises InputError if nothing was tuned yet, or with other weights."""
+    table = _read_tuned(profile, PINCH_THRESHOLDS, _detecting(profile), ("method", "threshold_mm"))
+    return dict(zip(table.method, table.threshold_mm, strict=True))
+
+
+def _detecting(profile: str) -> tuple[str, ...]:
+    """The experiments behind the methods of Table 4."""
+    return (TEMPORAL, WITH_PINCH, *((KEYPOINTS,) if _has_baseline(profile) else ()))
+
+
+def _hashes(profile: str, experiments: Sequence[str]) -> dict[str, str]:
+    return {f"{name}_sha256": weights_hash(profile, name) for name in experiments}
+
+
+def _read_tuned(profile: str, name: str, experiments: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    path = results_folder(profile) / "tables" / f"{name}.csv"
+    remedy = f"run python -m lib tune --profile {profile}"
+    if not path.is_file():
+        raise InputError(f"no {path}: {remedy}")
+    hashes = _hashes(profile, experiments)
+    try:
+        table = pd.read_csv(path)[[*columns, *hashes]]
+        if table.empty:
+            raise ValueError("no rows")
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path} is not what tuning writes ({error}): {remedy}") from error
+    changed = [column.removesuffix("_sha256") for column, value in hashes.items() if (table[column] != value).any()]
+    if changed:
+        raise InputError(f"{path} was made with other weights of {', '.join(changed)}: {remedy}")
+    return table
+
+
+def _side_by_side(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays (2, frames, ...) of several sequences as (hands, frames, ...), the shorter ones padded with zeros."""
+    longest = max(array.shape[1] for array in arrays)
+    return np.concatenate([np.pad(a, [(0, 0), (0, longest - a.shape[1]), *[(0, 0)] * (a.ndim - 2)]) for a in arrays])

@@ -1,0 +1,134 @@
+"""The results section of the README, written from the tables of a profile and the configurations of its runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from lib.errors import InputError
+from lib.files import read_json, write_atomically
+from lib.pinch_detection import THRESHOLD_MM
+from lib.results import results_folder, training_curves
+from lib.tables import ABLATION, MPJPA, MPJPE, MULTISTAGE, PINCH
+
+BEGIN, END = "<!-- results: written by python -m lib report -->", "<!-- end of results -->"
+
+
+def write_report(profile: str, readme: Path) -> None:
+    """Replace what stands between the lines `BEGIN` and `END` of a README by the results of a profile.
+
+    Raises InputError if the README has not both lines once, in this order, or if a table is missing.
+    """
+    text = readme.read_text()
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end) or BEGIN in rest or END in before + after:
+        raise InputError(f"{readme} must hold the lines {BEGIN} and {END} once, in this order")
+    section = f"{before}{BEGIN}\n\n{results_section(profile)}\n{END}{after}"
+    write_atomically(readme, lambda temporary: temporary.write_text(section))
+
+
+def results_section(profile: str) -> str:
+    """The results of a profile as Markdown. Raises InputError if a table is missing."""
+    tested = claims(profile)
+    held = (tested.holds == "yes").sum()
+    parts = {
+        "**What was trained**, all on the same training users.": runs(profile),
+        "**Table 2, ablations**: separate hands, known skeletons. Here and below: ours (paper).": ablations(profile),
+        "**Table 3, known and unknown skeletons**: MPJPE (mm) / MPJPA (mm/frame²).": skeletons(profile),
+        f"**Table 4, pinch detection**: fingertips nearer than {THRESHOLD_MM:g} mm, by frame.": pinches(profile),
+        f"**The paper's claims**: {held} of {len(tested)} hold on our data. A claim holds if the 95 % interval of the "
+        "difference (bootstrap over sequences) lies on its side.": tested,
+    }
+    return "\n".join(f"{text}\n\n{markdown(table)}\n" for text, table in parts.items())
+
+
+def runs(profile: str) -> pd.DataFrame:
+    """What each network is, how much it was trained, and where."""
+    rows = []
+    for name, curve in training_curves(profile).items():
+        about, last = read_json(results_folder(profile) / "runs" / name / "config.json"), curve.iloc[-1]
+        row = {"experiment": f"`{name}`", "backbone": _backbone(about["training"])}
+        row |= {"steps": f"{about['training']['steps']}", "examples": f"{last.crops:,.0f}"}
+        rows.append(row | {"minutes": f"{last.seconds / 60:.0f}", "machine": _machine(about["machine"])})
+    return pd.DataFrame(rows)
+
+
+def _backbone(training: dict) -> str:
+    network = training.get("network", {})
+    if "widths" not in network:
+        return "of the baseline"
+    return f"{network['stem']} stem, {'-'.join(map(str, network['widths']))} channels"
+
+
+def _machine(machine: dict) -> str:
+    return f"{machine['device']}, {machine['threads']} threads"
+
+
+def ablations(profile: str) -> pd.DataFrame:
+    """Table 2, with the paper's numbers in brackets."""
+    table = _read(profile, ABLATION)
+    return pd.DataFrame(
+        {
+            "model": [f"`{name}`" for name in table.model],
+            "losses": table.losses,
+            "MPJPE (mm)": _beside(table, MPJPE, 1),
+            "MPJPA (mm/frame²)": _beside(table, MPJPA, 2),
+        }
+    )
+
+
+def skeletons(profile: str) -> pd.DataFrame:
+    """Table 3, a row per method and a column per skeleton and protocol, with the paper's numbers in brackets."""
+    table = _read(profile, MULTISTAGE)
+    cells = [
+        f"{ours} / {jitter} ({error_paper} / {jitter_paper})"
+        for ours, jitter, error_paper, jitter_paper in zip(
+            *(table[f"{metric}{suffix}"].map(f"{{:.{digits}f}}".format)
+              for suffix in ("", "_paper") for metric, digits in ((MPJPE, 1), (MPJPA, 2))),
+            strict=True,
+        )
+    ]  # fmt: skip
+    columns = table.skeleton + ", " + table.protocol.str.replace("_", "-")
+    wide = table.assign(cell=cells, column=columns).pivot(index="method", columns="column", values="cell")
+    methods = table.method.unique()
+    wide = wide.loc[methods, columns.unique()]
+    return wide.rename(index="`{}`".format).rename_axis(None, axis=1).reset_index()
+
+
+def pinches(profile: str) -> pd.DataFrame:
+    """Table 4, with the paper's numbers in brackets."""
+    table = _read(profile, PINCH)
+    return pd.DataFrame(
+        {
+            "method": [f"`{name}`" for name in table.method],
+            "precision (%)": _beside(table, "precision_percent", 1),
+            "recall (%)": _beside(table, "recall_percent", 1),
+        }
+    )
+
+
+def claims(profile: str) -> pd.DataFrame:
+    """Every claim that was tested, and whether it holds."""
+    table = _read(profile, "claims")
+    return table.assign(holds=["yes" if holds else "**no**" for holds in table.holds])
+
+
+def _beside(table: pd.DataFrame, metric: str, digits: int) -> list[str]:
+    """Our number, and the paper's in brackets."""
+    pairs = zip(table[metric], table[f"{metric}_paper"], strict=True)
+    return [f"{ours:.{digits}f} ({paper:.{digits}f})" for ours, paper in pairs]
+
+
+def _read(profile: str, name: str) -> pd.DataFrame:
+    path = results_folder(profile) / "tables" / f"{name}.csv"
+    if not path.is_file():
+        raise InputError(f"no {path}: run make study PROFILE={profile}")
+    return pd.read_csv(path)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table of text as Markdown."""
+    rows = [table.columns.tolist(), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |" for row in rows)
