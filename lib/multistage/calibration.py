@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from lib.compiled import compiled
 from lib.errors import InputError
 from lib.hands import NUM_FINGER_JOINTS, HandModel
 from lib.multistage.descent import (
@@ -24,7 +25,6 @@ from lib.multistage.descent import (
 from lib.multistage.energy import FitWeights, Sight, evaluate
 from lib.multistage.fit import FIT_WEIGHTS, HandPose, Observation, one_hand
 from lib.multistage.kinematics import NUM_PARAMETERS, NUM_POSE, Skeleton
-from lib.rendered.compiled import compiled
 
 ITERATIONS = 30
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from lib.compiled import compiled
 from lib.hands import NUM_FINGER_JOINTS
 from lib.multistage.energy import evaluate
 from lib.multistage.kinematics import NUM_PARAMETERS, NUM_POSE, NUM_WRIST, dot, multiply, rodrigues
-from lib.rendered.compiled import compiled
 
 CONVERGED = 1e-6
 """Relative decrease of the energy below which the descent ends."""

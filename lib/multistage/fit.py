@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lib.cameras import PosedCamera
+from lib.compiled import compiled
 from lib.hands import LANDMARKS, NUM_FINGER_JOINTS, NUM_LANDMARKS, RIGHT, HandModel
 from lib.multistage.descent import minimise
 from lib.multistage.energy import MAX_VIEWS, FitWeights, Sight, is_shown, world_landmarks
@@ -30,7 +31,6 @@ from lib.multistage.kinematics import (
     project,
     unproject,
 )
-from lib.rendered.compiled import compiled
 
 ITERATIONS = (10, 10, 30)
 """From where a hand is expected; of each cold start; of the best of these afterwards."""

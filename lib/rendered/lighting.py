@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import gaussian_filter1d
 
+from lib.compiled import compiled
 from lib.rendered.backgrounds import Environment
-from lib.rendered.compiled import compiled
 
 TEXEL, FIELD = 0.005, 256
 """Cell size (m) and cells per side of the height fields; they repeat, every 1.28 m."""

@@ -1,4 +1,4 @@
-"""How the renderer's kernels are compiled."""
+"""How kernels are compiled: the renderer's, and those of the kinematic fit."""
 
 import inspect
 
