@@ -15,7 +15,9 @@ TRAINING_DATA := data/$(PROFILE)/training.json
 # What the lecture on training trains on, whatever the profile.
 LESSON_DATA := data/smoke/training.json
 
-NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
+# Notebooks 04 to 07 need the weights of every experiment; until these are released they run at toy size only.
+WAITING := $(if $(filter reference,$(PROFILE)),$(wildcard notebooks/0[4-7]_*.ipynb))
+NOTEBOOKS := $(filter-out $(WAITING),$(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb)))
 EXECUTED := $(NOTEBOOKS:%=$(RESULTS)/%)
 LIBRARY := $(shell find lib -type f -not -path '*/__pycache__/*')
 # What every notebook is made from, besides itself and the notebook before it.
@@ -102,6 +104,7 @@ data/%/training.json: | $(INSTALLED)
 .PHONY: train
 train: $(INSTALLED) ## train every experiment, or go on with it; MINUTES=10 gives each ten minutes
 	@$(MAKE) $$($(PYTHON) -m lib experiments | sed 's|.*|$(RESULTS)/checkpoints/&.safetensors|')
+	$(PYTHON) -m lib tune --profile $(PROFILE)
 
 # The data is asked for here, not as a prerequisite: weights that are there need none.
 $(RESULTS)/checkpoints/%.safetensors:
@@ -125,7 +128,7 @@ test-library: $(INSTALLED)
 # The stored outputs of cells tagged nbval-check-output must come out again; cells without the tag must run.
 test-notebooks: $(INSTALLED) $(TEST_DATA) $(LESSON_DATA)
 	@echo '== stored outputs of the notebooks'
-	@TQDM_DISABLE=1 $(PYTHON) -m pytest --nbval-lax --nbval-current-env notebooks
+	@TQDM_DISABLE=1 $(PYTHON) -m pytest --nbval-lax --nbval-current-env $(NOTEBOOKS)
 
 # ---- around it ------------------------------------------------------------------------------------------------------
 

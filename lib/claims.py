@@ -182,7 +182,8 @@ def _verdict(claim: str, paper: str, ours: str, change: Interval, limit: float =
     """Whether the whole interval lies below a limit, or above it; and if not, why not."""
     below, beyond = change.high < limit, change.low > limit
     holds, opposite = (beyond, below) if above else (below, beyond)
-    why = "" if holds else "; the opposite is the case" if opposite else f"; undecided, the interval holds {limit:.2g}"
+    undecided = f"the interval holds {limit:.2g}" if np.isfinite(change.value) else "there is nothing to compare"
+    why = "" if holds else "; the opposite is the case" if opposite else f"; undecided, {undecided}"
     return Verdict(claim, paper, ours + why, bool(holds))
 
 

@@ -110,6 +110,11 @@ def train(options: argparse.Namespace) -> None:
         )
 
 
+def list_experiments(options: argparse.Namespace) -> None:
+    """Print the names of what there is to train."""
+    print(*EXPERIMENTS, sep="\n")
+
+
 def search(options: argparse.Namespace) -> None:
     """Compare training recipes and print the table."""
     data = options.data or ROOT / "data" / options.profile
@@ -218,6 +223,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     command.add_argument("--compile", action=argparse.BooleanOptionalAction, help="compile the backbone")
     command.add_argument("--device", default=device)
+
+    command = commands.add_parser("experiments", help="list what there is to train")
+    command.set_defaults(run=list_experiments)
 
     command = commands.add_parser("search", help="train variants of the recipe, briefly; adds to tables/recipe.csv")
     command.set_defaults(run=search)

@@ -20,6 +20,7 @@ from lib.plots import (
     pck_figure,
     pinch_distance_figure,
     precision_recall_figure,
+    scale_figure,
     training_figure,
 )
 from lib.predictions import Predictions
@@ -48,6 +49,20 @@ def test_every_method_has_a_name_and_a_color():
     assert METHOD_NAMES.keys() == METHOD_COLORS.keys() == {method for method, _ in study()}
 
 
+def test_scales_stand_over_those_that_fit():
+    figure = scale_figure([study()[method, "unknown"] for method in METHODS])
+    drawn = lines(figure.axes[0])
+    for method in METHODS:
+        line = drawn[METHOD_NAMES[method]]
+        np.testing.assert_allclose(line.get_xdata(), 1.1, atol=0.01)
+        np.testing.assert_array_equal(line.get_ydata(), 1.0)
+
+
+def test_the_baseline_may_be_missing_from_the_curves():
+    predictions = {case: p for case, p in study().items() if case[0] != "multistage"}
+    assert len(lines(pck_figure(predictions).axes[0])) == 2 * (len(METHODS) - 1)
+
+
 def test_pck_curves_carry_their_area():
     predictions = study(multistage=made_up(10.0, 0.0, unknown=15.0, spread=0.0))
     separate, _ = pck_figure(predictions).axes
@@ -59,7 +74,7 @@ def test_pck_curves_carry_their_area():
 
 
 def test_training_curves():
-    log = pd.DataFrame({"crops": np.full(10, 1e5), "known_mpjpe_mm": np.linspace(50, 20, 10)})
+    log = pd.DataFrame({"crops": 1e5 * np.arange(1, 11), "known_mpjpe_mm": np.linspace(50, 20, 10)})
     log["validation_known_mpjpe_mm"] = [np.nan] * 4 + [30.0] + [np.nan] * 4 + [25.0]
     figure = training_figure({"full": log, "no_ftl": log})
     line = lines(figure.axes[0])["full"]

@@ -14,13 +14,11 @@ from lib.errors import InputError
 from lib.filters import OneEuroFilter
 from lib.metrics import mpjpa, mpjpe
 from lib.predictions import (
-    END_TO_END,
     Predictions,
     TrackedSequence,
     fitted_scale,
     load_or_predict,
     predict,
-    predict_all,
     read_manifest,
     read_predictions,
     track_recordings,
@@ -184,35 +182,3 @@ def test_a_trained_network_predicts_as_the_tracker_does(dataset, results):
         for ours, theirs in zip(predictions.sequences, one_by_one[skeleton].sequences, strict=True):
             shown = theirs.valid
             np.testing.assert_allclose(ours.tracked_keypoints[shown], theirs.tracked_keypoints[shown], atol=3e-3)
-
-
-def test_all_methods(dataset, results, monkeypatch):
-    """One-Euro is tuned on validation sequences and applied to the test split."""
-    asked = []
-
-    def predicted(name, profile, folder, split="test", device="cpu"):
-        asked.append((name, split))
-        method = CountingMethod()
-        noise = {"full": 5.0, "full_temporal_loss": 1.0}.get(name, 0.0)
-
-        def noisy(sequences):
-            rng = np.random.default_rng(0)
-            return {
-                skeleton: [replace(t, tracked_keypoints=t.tracked_keypoints + noise * rng.normal(size=(2, 1, 1, 1)) +
-                                   noise * rng.normal(size=t.tracked_keypoints.shape)) for t in tracks]
-                for skeleton, tracks in method(sequences).items()
-            }  # fmt: skip
-
-        return load_or_predict(name, profile, folder, "made up", noisy)
-
-    monkeypatch.setattr("lib.predictions.predict", predicted)
-    made = predict_all("tiny", dataset)
-    assert {case for case in asked if case[1] == "validation"} == {
-        ("full", "validation"), ("full_temporal_loss", "validation")
-    }  # fmt: skip
-    assert len(made) == 2 * len(END_TO_END) + 1
-    full, smooth, target = (made[name, "known"] for name in ("full", "full_one_euro", "full_temporal_loss"))
-    chosen = [p.only(protocol="separate_hand").jitter().mean for p in (full, smooth, target)]
-    assert chosen[1] == pytest.approx(chosen[2], rel=0.01)
-    assert chosen[1] < 0.8 * chosen[0]
-    assert (results / "tables" / "one_euro.csv").is_file()

@@ -143,7 +143,7 @@ def test_half_a_dataset_is_refused(changeable, tmp_path):
     (changeable / "testing.json").unlink()
     with pytest.raises(InputError, match=r"no complete testing data at .*: run python -m lib render"):
         load_sequences(changeable, "test")
-    with pytest.raises(InputError, match="no complete training data"):
+    with pytest.raises(InputError, match=r"no crops in .*training.json: run python -m lib render"):
         split_fingerprint(tmp_path, "validation")
 
 
@@ -174,3 +174,8 @@ def test_validation_users_are_the_last_of_the_training_split(dataset, tmp_path):
     held_out = load_sequences(tmp_path, "validation", workers=1)
     assert [s.user for s in held_out] == ["user_18", "user_19"]
     assert not any(s.sheet.any() or s.near_miss.any() for s in held_out)
+    before = split_fingerprint(tmp_path, "validation")
+    (tmp_path / "training.json").write_text(json.dumps(index | {"sha256": files | {"views/more.npz": "hash"}}))
+    assert split_fingerprint(tmp_path, "validation") == before  # views are no part of what is judged
+    (tmp_path / "training.json").write_text(json.dumps(index | {"sha256": files | {f"{stem}.npy": "changed"}}))
+    assert split_fingerprint(tmp_path, "validation") != before

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from test_predictions import tracked
 
-from lib.claims import SMALL_COST, claims_table, errors_behind_sheet
+from lib.claims import SMALL_COST, claims_table, described, errors_behind_sheet
 from lib.hands import INDEX_TIP, THUMB_TIP
 from lib.pinch_detection import (
     detection_latency,
+    latency_table,
+    most_pinched,
     precision_and_recall,
     precision_recall_curve,
     tuned_threshold,
@@ -235,6 +237,54 @@ def test_curves_that_cross():
         baseline[skeleton] = replace(predictions, sequences=tuple(sequences))
     claims = verdicts(study(multistage=baseline))
     assert claims["fewer outliers, less precise localisation than multi-stage (separate_hand)"].holds
+
+
+def without_baseline() -> dict:
+    return {case: predictions for case, predictions in study().items() if case[0] != "multistage"}
+
+
+def test_without_the_baseline_its_rows_and_claims_are_missing():
+    predictions = without_baseline()
+    cells = measure(predictions)
+    rest = [method for method in METHODS if method != "multistage"]
+    assert multistage_table(cells).method.unique().tolist() == pinch_table(cells).method.tolist() == rest
+    with_it, without = verdicts(study()), verdicts(predictions)
+    assert {name for name in with_it if "multi-stage" in name} == with_it.keys() - without.keys()
+    assert all(row.ours == with_it[name].ours for name, row in without.items())
+
+
+def test_claims_about_methods_that_track_nothing_are_undecided():
+    lost = {
+        skeleton: replace(p, sequences=tuple(replace(s, valid=np.zeros_like(s.valid)) for s in p.sequences))
+        for skeleton, p in made_up(10.0, 3.0).items()
+    }
+    row = verdicts(study(multistage=lost))["end-to-end has less error than multi-stage (known skeleton, hand_hand)"]
+    assert not row.holds
+    assert row.ours.endswith("undecided, there is nothing to compare")
+
+
+def test_claims_as_text():
+    table = claims_table(study(), measure(study()))
+    lines = described(table).splitlines()
+    assert len(lines) == 2 * len(table)
+    assert sum(line.strip().startswith("DOES NOT HOLD") for line in lines) == (~table.holds).sum()
+    assert all(claim in line for claim, line in zip(table.claim, lines[::2], strict=True))
+
+
+def test_latencies_of_methods(rng):
+    """Two pinches, one of them detected a frame late."""
+    late = replace(of(pinching(rng, np.where(np.isin(np.arange(FRAMES), [9, 10]), 5.0, 20.0))), method="late")
+    (row,) = latency_table([late]).itertuples()
+    assert (row.method, row.pinches, row.missed_percent) == ("late", 2, 50.0)
+    assert row.early_ms == row.median_ms == row.late_ms == pytest.approx(1000 / 30)
+
+
+def test_the_most_pinched_hand(rng):
+    few = pinching(rng, np.zeros(FRAMES))
+    swapped = replace(few, name="separate_hand/user_45/recording_02", valid=few.valid[::-1])
+    once = replace(few, pinch=few.pinch & (np.arange(FRAMES) < 15))
+    assert most_pinched(of(once, swapped)) == (swapped.name, 1)
+    assert most_pinched(of(few, once)) == (few.name, 0)
 
 
 def test_errors_behind_the_sheet():

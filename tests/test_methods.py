@@ -1,0 +1,172 @@
+"""All methods predict the test split; what is tuned belongs to the weights it was tuned with."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_predictions import CountingMethod
+from test_streams import tiny_dataset
+
+from lib.cli import main
+from lib.errors import InputError
+from lib.methods import predict_all, predict_multistage, tune, tuned_one_euro, tuned_pinch_thresholds
+from lib.multistage.keypoints import Keypoints
+from lib.multistage.sources import labelled_keypoints
+from lib.predictions import END_TO_END, load_or_predict
+
+NOISE_MM = {"full": 5.0, "full_temporal_loss": 1.0}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    return tiny_dataset(tmp_path_factory.mktemp("data"), users=(44,))
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch) -> Path:
+    """Results go to a folder of the test, in which every end-to-end experiment has weights, if only in name."""
+    monkeypatch.setattr("lib.results.ROOT", tmp_path)
+    folder = tmp_path / "results" / "tiny"
+    for name in END_TO_END:
+        add_weights(folder, name)
+    return folder
+
+
+def add_weights(results: Path, name: str, content: str = "weights") -> None:
+    path = results / "checkpoints" / f"{name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{name} {content}")
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list:
+    """Networks misplace hands by noise of `NOISE_MM`; the list tells which were asked about which split."""
+    asked = []
+
+    def predicted(name, profile, folder, split="test", device="cpu"):
+        asked.append((name, split))
+        noise = NOISE_MM.get(name, 0.0)
+
+        def noisy(sequences):
+            rng = np.random.default_rng(0)
+            return {
+                skeleton: [replace(t, tracked_keypoints=t.tracked_keypoints + noise * rng.normal(size=(2, 1, 1, 1)) +
+                                   noise * rng.normal(size=t.tracked_keypoints.shape)) for t in tracks]
+                for skeleton, tracks in CountingMethod()(sequences).items()
+            }  # fmt: skip
+
+        return load_or_predict(name, profile, folder, "made up", noisy)
+
+    monkeypatch.setattr("lib.methods.predict", predicted)
+    return asked
+
+
+def test_all_methods(dataset, results, asked):
+    """One-Euro is tuned on validation sequences and applied to the test split; without weights there is no baseline."""
+    tables = tune("tiny", dataset)
+    assert set(asked) == {(name, "validation") for name in ("full", "full_temporal_loss", "full_temporal_pinch_loss")}
+    asked.clear()
+    made = predict_all("tiny", dataset)
+    assert asked == [(name, "test") for name in END_TO_END]
+    assert made.keys() == {(n, s) for n in END_TO_END for s in ("known", "unknown")} | {("full_one_euro", "known")}
+    full, smooth, target = (
+        made[name, "known"].only(protocol="separate_hand").jitter().mean
+        for name in ("full", "full_one_euro", "full_temporal_loss")
+    )
+    assert smooth == pytest.approx(target, rel=0.01)
+    assert smooth < 0.8 * full
+    chosen = tables["one_euro"][tables["one_euro"].chosen].iloc[0]
+    assert tuned_one_euro("tiny").min_cutoff_hz == pytest.approx(chosen.min_cutoff_hz)
+    thresholds = tables["pinch_thresholds"]
+    assert tuned_pinch_thresholds("tiny") == dict(zip(thresholds.method, thresholds.threshold_mm, strict=True))
+
+
+def test_the_command_prints_what_it_tuned(dataset, results, asked, capsys):
+    assert main(["tune", "--profile", "tiny", "--data", str(dataset)]) == 0
+    printed = capsys.readouterr().out
+    assert "min_cutoff_hz" in printed
+    assert "threshold_mm" in printed
+    assert "sha256" not in printed
+
+
+def test_nothing_tuned_names_the_command(results):
+    for read, name in ((tuned_one_euro, "one_euro"), (tuned_pinch_thresholds, "pinch_thresholds")):
+        with pytest.raises(InputError, match=rf"no .*{name}\.csv: run python -m lib tune --profile tiny"):
+            read("tiny")
+
+
+def test_tuned_with_other_weights(dataset, results, asked):
+    tune("tiny", dataset)
+    add_weights(results, "no_ftl", "changed")
+    assert tuned_one_euro("tiny")
+    add_weights(results, "full_temporal_loss", "changed")
+    for read in (tuned_one_euro, tuned_pinch_thresholds, lambda profile: predict_all(profile, dataset)):
+        with pytest.raises(InputError, match=r"other weights of full_temporal_loss: run python -m lib tune"):
+            read("tiny")
+
+
+@pytest.mark.parametrize("content", ["", "beta,min_cutoff_hz\n0,1\n", '"', "\x00\x00"])
+def test_broken_tables_are_refused(results, content):
+    path = results / "tables" / "one_euro.csv"
+    path.parent.mkdir()
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"one_euro\.csv is not what tuning writes .*: run python -m lib tune"):
+        tuned_one_euro("tiny")
+
+
+def test_a_table_without_rows_is_refused(dataset, results, asked):
+    tune("tiny", dataset)
+    path = results / "tables" / "one_euro.csv"
+    pd.read_csv(path).head(0).to_csv(path, index=False)
+    with pytest.raises(InputError, match="not what tuning writes"):
+        tuned_one_euro("tiny")
+
+
+def test_the_baseline_tracks_and_calibrates(dataset, results, monkeypatch):
+    """With true keypoints in place of a network's it finds pose and scale."""
+    add_weights(results, "keynet")
+    monkeypatch.setattr("lib.methods.keypoint_source", lambda weights, device: labelled_keypoints)
+    made = predict_multistage("tiny", dataset)
+    assert [s.name for s in made["known"].sequences] == [s.name for s in made["unknown"].sequences]
+    assert made["known"].errors().mean < 3.0  # poses jump from frame to frame
+    assert made["known"].coverage().mean == 100.0
+    assert all(np.isnan(s.scale) for s in made["known"].sequences)
+    for sequence in made["unknown"].sequences:
+        assert sequence.scale == pytest.approx(sequence.fitted_scale, rel=0.01)
+
+
+def test_a_baseline_that_finds_nothing_keeps_the_generic_hand(dataset, results, monkeypatch):
+    def nothing(questions):
+        crops = [len(question.hand) for question in questions]
+        return [Keypoints(torch.full((n, 21, 2), 48.0), torch.zeros(n, 21), torch.zeros(n, 21)) for n in crops]
+
+    add_weights(results, "keynet")
+    monkeypatch.setattr("lib.methods.keypoint_source", lambda weights, device: nothing)
+    made = predict_multistage("tiny", dataset)
+    assert made["unknown"].coverage().mean == 0.0
+    assert [s.scale for s in made["unknown"].sequences] == [1.0] * len(made["unknown"].sequences)
+
+
+def test_the_baseline_needs_weights(dataset, results):
+    with pytest.raises(InputError, match="run python -m lib train keynet --profile tiny"):
+        predict_multistage("tiny", dataset)
+
+
+def test_the_baseline_is_one_of_all_methods(dataset, results, asked, monkeypatch):
+    add_weights(results, "keynet")
+    monkeypatch.setattr(
+        "lib.methods.predict_multistage",
+        lambda profile, folder, split="test", device="cpu": load_or_predict(
+            "multistage", profile, folder, "made up", CountingMethod()
+        ),
+    )
+    assert tune("tiny", dataset)["pinch_thresholds"].method.tolist() == [
+        "full_temporal_loss", "full_temporal_pinch_loss", "multistage"
+    ]  # fmt: skip
+    assert {("multistage", "known"), ("multistage", "unknown")} <= predict_all("tiny", dataset).keys()
+    add_weights(results, "keynet", "changed")
+    with pytest.raises(InputError, match="other weights of keynet"):
+        tuned_pinch_thresholds("tiny")
