@@ -82,9 +82,10 @@ $(RESULTS)/notebooks/%.ipynb: notebooks/%.ipynb $(INPUTS)
 	@mv $(PARTIAL) $@
 
 .PHONY: notebooks
-notebooks: study ## run the study and keep its notebooks, outputs included, as the ones to commit
+notebooks: study ## run the study, keep its notebooks and the README's results as the ones to commit
 	$(if $(PARAMETERS),$(error only the reference profile's notebooks are committed))
 	cp -p $(EXECUTED) notebooks/
+	$(PYTHON) -m lib report
 
 .PHONY: smoke
 smoke: ## train and run the study at toy size

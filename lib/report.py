@@ -12,6 +12,8 @@ from lib.pinch_detection import THRESHOLD_MM
 from lib.results import results_folder, training_curves
 from lib.tables import ABLATION, MPJPA, MPJPE, MULTISTAGE, PINCH
 
+STUDY = (ABLATION, MULTISTAGE, PINCH, "claims")
+"""Tables that are made of the predictions of all methods."""
 BEGIN, END = "<!-- results: written by python -m lib report -->", "<!-- end of results -->"
 
 
@@ -30,18 +32,30 @@ def write_report(profile: str, readme: Path) -> None:
 
 
 def results_section(profile: str) -> str:
-    """The results of a profile as Markdown. Raises InputError if a table is missing."""
-    tested = claims(profile)
-    held = (tested.holds == "yes").sum()
+    """The results of a profile as Markdown: of its networks, and, if the tables are made, of the study.
+
+    Raises InputError if a table is missing.
+    """
     parts = {
         "**What was trained**, all on the same training users.": runs(profile),
+        "**What it reaches on the test users**, with 95 % intervals (bootstrap over sequences).": reached(profile),
+    }
+    if any((results_folder(profile) / "tables" / f"{name}.csv").exists() for name in STUDY):
+        parts |= _study(profile)
+    return "\n".join(f"{text}\n\n{markdown(table)}\n" for text, table in parts.items())
+
+
+def _study(profile: str) -> dict[str, pd.DataFrame]:
+    """The paper's tables and claims."""
+    tested = claims(profile)
+    held = (tested.holds == "yes").sum()
+    return {
         "**Table 2, ablations**: separate hands, known skeletons. Here and below: ours (paper).": ablations(profile),
         "**Table 3, known and unknown skeletons**: MPJPE (mm) / MPJPA (mm/frame²).": skeletons(profile),
         f"**Table 4, pinch detection**: fingertips nearer than {THRESHOLD_MM:g} mm, by frame.": pinches(profile),
         f"**The paper's claims**: {held} of {len(tested)} hold on our data. A claim holds if the 95 % interval of the "
         "difference (bootstrap over sequences) lies on its side.": tested,
     }
-    return "\n".join(f"{text}\n\n{markdown(table)}\n" for text, table in parts.items())
 
 
 def runs(profile: str) -> pd.DataFrame:
@@ -53,6 +67,21 @@ def runs(profile: str) -> pd.DataFrame:
         row |= {"steps": f"{about['training']['steps']}", "examples": f"{last.crops:,.0f}"}
         rows.append(row | {"minutes": f"{last.seconds / 60:.0f}", "machine": _machine(about["machine"])})
     return pd.DataFrame(rows)
+
+
+def reached(profile: str) -> pd.DataFrame:
+    """Errors of the trained networks, with their intervals."""
+    table = _read(profile, "training")
+    errors = zip(table[MPJPE], table.low, table.high, strict=True)
+    return pd.DataFrame(
+        {
+            "experiment": [f"`{name}`" for name in table.experiment],
+            "skeleton": table.skeleton,
+            "protocol": table.protocol.str.replace("_", "-"),
+            "MPJPE (mm)": [f"{error:.1f} [{low:.1f}, {high:.1f}]" for error, low, high in errors],
+            "MPJPA (mm/frame²)": table[MPJPA].map("{:.2f}".format),
+        }
+    )
 
 
 def _backbone(training: dict) -> str:

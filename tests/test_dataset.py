@@ -293,7 +293,7 @@ def test_a_failure_in_the_middle_of_a_video_leaves_nothing(two_frames, monkeypat
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_disk_that_fills_up_ends_the_command(tmp_path: Path, split: str):
-    """No file may grow beyond half a MB, those of the workers neither, as if the disk filled up while they are written."""
+    """No file may grow beyond half a MB, those of the workers neither: as if the disk filled up as they are written."""
     command = [sys.executable, "-m", "lib", "render", "--profile=smoke", f"--split={split}", "--workers=1", "--output"]
     limited = ["bash", "-c", 'ulimit -f 512; exec "$@"', "bash", *command, str(tmp_path)]
     finished = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -12,7 +12,7 @@ from lib.cli import main
 from lib.errors import InputError
 from lib.report import BEGIN, END, results_section, write_report
 from lib.results import save_table
-from lib.tables import ablation_table, measure, multistage_table, pinch_table
+from lib.tables import ablation_table, measure, multistage_table, pinch_table, training_table
 
 
 @pytest.fixture
@@ -29,11 +29,13 @@ def results(tmp_path, monkeypatch) -> Path:
     for name, network in (("full", {"stem": "unshuffle", "widths": [24, 48]}), ("keynet", {"keypoint_input": True})):
         run = folder / "runs" / name
         run.mkdir(parents=True)
-        about = {"training": {"steps": 500, "network": network}, "machine": {"device": "abacus", "threads": 2}}
+        about = {"training": {"steps": 500, "seed": 0, "network": network}, "commit": "abc"}
+        about["machine"] = {"device": "abacus", "threads": 2}
         (run / "config.json").write_text(json.dumps(about))
         pd.DataFrame({"step": [249, 499], "crops": [4000, 8000], "seconds": [60.0, 119.0]}).to_csv(
             run / "curve.csv", index=False
         )
+    save_table(training_table({("full", "known"): predictions["full", "known"]}, "tiny"), "tiny", "training")
     return folder
 
 
@@ -76,6 +78,22 @@ def test_what_was_trained(results):
         "abacus, 2 threads",
     ]
     assert row(text, "`keynet`")[1] == "of the baseline"
+
+
+def test_what_was_reached(results):
+    reached = pd.read_csv(results / "tables" / "training.csv").iloc[0]
+    line = row(results_section("tiny"), "`full` | known | separate-hand")
+    assert line[3] == f"{reached.mpjpe_mm:.1f} [{reached.low:.1f}, {reached.high:.1f}]"
+    assert reached.low <= reached.mpjpe_mm <= reached.high
+    assert (reached.crops, reached.minutes, reached.machine) == (8000, 2, "abacus, 2 threads")
+
+
+def test_before_all_networks_are_trained(results):
+    for name in ("table2_ablation", "table3_multistage", "table4_pinch", "claims"):
+        (results / "tables" / f"{name}.csv").unlink()
+    text = results_section("tiny")
+    assert "| `full` | known |" in text
+    assert "Table 2" not in text
 
 
 def test_claims_that_do_not_hold_are_told(results):
