@@ -38,6 +38,11 @@ class LossWeights:
     unknown: float = 1.0
 
 
+def masked_mean(values: Float[Tensor, "*batch"], mask: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
+    """The mean over the mask; zero if it is empty."""
+    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
+
+
 def keypoint_loss(predicted: Landmarks, true: Landmarks) -> Float[Tensor, "*batch 21"]:
     """|p_j - p̂_j|_1 of each landmark, summed over its coordinates, m. Source: Eq. 4, which sums over the landmarks."""
     return (predicted - true).abs().sum(dim=-1)

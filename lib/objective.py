@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from lib.clips import NO_AUGMENTATION, Augmentation, ClipBatch, ClipSource
@@ -15,6 +15,7 @@ from lib.losses import (
     LossWeights,
     joint_angle_loss,
     keypoint_loss,
+    masked_mean,
     pinch_loss,
     pose_loss,
     root_position_loss,
@@ -78,11 +79,6 @@ class ClipTraining:
     generic_hand: HandModel
     watched = "known_mpjpe_mm"
 
-    @property
-    def fingerprint(self) -> str:
-        """Of the data."""
-        return self.data.fingerprint
-
     def learner(self, device: torch.device) -> ClipLearner:
         """A new network, and what its losses need."""
         return ClipLearner(UmeTrack(self.config.network).to(device), self.generic_hand.to(device, torch.float32))
@@ -98,13 +94,13 @@ class ClipTraining:
         """The losses of a step, weighted as its phase says."""
         return learner(batch, self.config.weights_at(step))
 
-    def validate(self, learner: ClipLearner, step: int) -> dict[str, float]:
+    def validate(self, learner: ClipLearner, step: int) -> Losses:
         """The terms of the loss on clips of held-out users, as long as those that the step trains on."""
         frames = self.config.clip_frames_at(step)
         clips = self.data.validation.clips(frames)
         chosen, generator = draw_examples(clips, self.config.validation_hands // frames, seed=0, step=0)
         batch = self.data.validation.batch(chosen, frames, NO_AUGMENTATION, generator)
-        return {name: float(value) for name, value in learner(batch, self.config.weights_at(step)).terms.items()}
+        return self.losses(learner, batch, step)
 
 
 class ClipLearner(nn.Module):
@@ -171,22 +167,18 @@ def _terms(
             weights,
         )
     }
-    loss = _mean(parts["pose"], mask)
+    loss = masked_mean(parts["pose"], mask)
     report = {
         "pose": loss,
-        "mpjpe_mm": _mean((landmarks - true).norm(dim=-1).mean(dim=-1).unflatten(0, frames), mask).detach() * MM,
+        "mpjpe_mm": masked_mean((landmarks - true).norm(dim=-1).mean(dim=-1).unflatten(0, frames), mask).detach() * MM,
     }
     if weights.temporal:
-        report["temporal"] = _mean(temporal_loss(angles, wrists), mask[2:] & mask[1:-1] & mask[:-2])
+        report["temporal"] = masked_mean(temporal_loss(angles, wrists), mask[2:] & mask[1:-1] & mask[:-2])
         loss = loss + weights.temporal * report["temporal"]
     if weights.pinch:
-        report["pinch"] = _mean(pinch_loss(landmarks.unflatten(0, frames), batch.pinch), mask)
+        report["pinch"] = masked_mean(pinch_loss(landmarks.unflatten(0, frames), batch.pinch), mask)
         loss = loss + weights.pinch * report["pinch"]
     return {f"{name}_{term}": value for term, value in (report | {"loss": loss}).items()}
-
-
-def _mean(values: Float[Tensor, "frames clips"], mask: Bool[Tensor, "frames clips"]) -> Float[Tensor, ""]:
-    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
 
 
 def _some(crops: Crops, rows) -> Crops:

@@ -77,14 +77,14 @@ def _train(
     run = Run(folder, task, device)
     run.train(folder / "weights.safetensors")
     with torch.no_grad():
-        errors = replace(task, config=BASE).validate(run.module.eval(), BASE.steps)
+        errors = replace(task, config=BASE).validate(run.module.eval(), BASE.steps).terms
     return {
         "variant": name,
         "crops_asked": crops,
         "crops": sum(row["crops"] for row in run.log),
         "steps": run.step,
         "minutes": round(run.seconds / 60, 1),
-        "known_mpjpe_mm": round(errors["known_mpjpe_mm"], 2),
-        "unknown_mpjpe_mm": round(errors["unknown_mpjpe_mm"], 2),
+        "known_mpjpe_mm": round(float(errors["known_mpjpe_mm"]), 2),
+        "unknown_mpjpe_mm": round(float(errors["unknown_mpjpe_mm"]), 2),
         "commit": commit(),
     }

@@ -89,8 +89,8 @@ class Task(Protocol):
     """
 
     config: TrainingConfig
-    fingerprint: str
-    """Of the data."""
+    data: Any
+    """Names itself by its `fingerprint`."""
     watched: str
     """The term that the progress bar shows."""
 
@@ -103,7 +103,7 @@ class Task(Protocol):
     def losses(self, learner: nn.Module, batch: Any, step: int) -> Losses:
         """What `learner` makes of a batch in a step."""
 
-    def validate(self, learner: nn.Module, step: int) -> Mapping[str, float]:
+    def validate(self, learner: nn.Module, step: int) -> Losses:
         """Errors on held-out users after a step: on the same examples every time, without augmentation."""
 
 
@@ -181,7 +181,7 @@ class Run:
     def validate(self) -> dict[str, float]:
         """Errors on held-out users."""
         errors = self.task.validate(self.module.eval(), self.step - 1)
-        return {f"validation_{name}": value for name, value in errors.items()}
+        return {f"validation_{name}": float(value) for name, value in errors.terms.items()}
 
     def save(self) -> None:
         """Write checkpoint, log and curve, each whole or not at all."""
@@ -209,7 +209,7 @@ class Run:
     def _first_phase(self) -> Path:
         """Where the runs beside this one find and leave the state after the phase that they have in common."""
         _, config = self.config.first_phase()
-        common = json.dumps([asdict(config), self.task.fingerprint, str(self.device)])
+        common = json.dumps([asdict(config), self.task.data.fingerprint, str(self.device)])
         return self.folder.parent / "first_phases" / f"{hashlib.sha256(common.encode()).hexdigest()[:16]}.pt"
 
     def _resume(self) -> None:
@@ -225,7 +225,7 @@ class Run:
     def _claim_folder(self) -> None:
         """Write down what the run is, or check that the folder holds the same one."""
         path = self.folder / "config.json"
-        mine = json.loads(json.dumps({"training": asdict(self.config), "data": self.task.fingerprint}))
+        mine = json.loads(json.dumps({"training": asdict(self.config), "data": self.task.data.fingerprint}))
         if path.exists():
             theirs = read_json(path)
             changed = _differences({k: theirs.get(k) for k in mine}, mine)

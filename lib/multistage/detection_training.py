@@ -13,6 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from lib.crops import MIN_LANDMARKS_SEEN
 from lib.errors import InputError
+from lib.losses import masked_mean
 from lib.multistage.detection import PRESENCE_THRESHOLD, Circles, DetNet, DetNetConfig, normalised, to_circles
 from lib.multistage.views import ViewSequence
 from lib.training import Losses, TrainingConfig, draw_examples
@@ -97,9 +98,9 @@ class DetectionLearner(nn.Module):
         """
         output = self.network(batch.pictures)
         squared = (output[..., :3] - batch.circles).square().sum(dim=-1)
-        circle = _mean(squared, batch.present)
+        circle = masked_mean(squared, batch.present)
         entropy = binary_cross_entropy_with_logits(output[..., 3], batch.present.float(), reduction="none")
-        presence = _mean(entropy, batch.present | batch.absent)
+        presence = masked_mean(entropy, batch.present | batch.absent)
         total = self.circle_weight * circle + self.presence_weight * presence
         found, true = (to_circles(values.detach(), *batch.pictures.shape[2:]) for values in (output, _truth(batch)))
         errors = detection_errors(found, true, batch.present, batch.absent)
@@ -120,8 +121,8 @@ def detection_errors(
     return {
         "center_px": center[hits].median() if bool(hits.any()) else center.new_tensor(torch.nan),
         "radius_px": radius[hits].median() if bool(hits.any()) else radius.new_tensor(torch.nan),
-        "recall_percent": 100 * _mean(positive.float(), present),
-        "false_positives_percent": 100 * _mean(positive.float(), absent),
+        "recall_percent": 100 * masked_mean(positive.float(), present),
+        "false_positives_percent": 100 * masked_mean(positive.float(), absent),
     }
 
 
@@ -132,11 +133,6 @@ class DetectionTraining:
     config: DetectionTrainingConfig
     data: ViewData
     watched = "center_px"
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the data."""
-        return self.data.fingerprint
 
     def learner(self, device: torch.device) -> DetectionLearner:
         """A new DetNet and its loss."""
@@ -157,16 +153,12 @@ class DetectionTraining:
         """The loss, the same in all steps."""
         return learner(batch)
 
-    def validate(self, learner: DetectionLearner, step: int) -> dict[str, float]:
+    def validate(self, learner: DetectionLearner, step: int) -> Losses:
         """Errors on views of held-out users."""
         source = self.data.validation
         views, generator = draw_examples(torch.arange(len(source)), self.config.validation_views, seed=0, step=0)
-        return {name: float(value) for name, value in learner(source.batch(views, 0.0, generator)).terms.items()}
+        return learner(source.batch(views, 0.0, generator))
 
 
 def _truth(batch: ViewBatch) -> Float[Tensor, "views 2 4"]:
     return torch.cat((batch.circles, batch.present[..., None].float()), dim=-1)
-
-
-def _mean(values: Float[Tensor, "views 2"], mask: Bool[Tensor, "views 2"]) -> Float[Tensor, ""]:
-    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)

@@ -111,11 +111,6 @@ class KeypointTraining:
     data: ClipData
     watched = "median_px"
 
-    @property
-    def fingerprint(self) -> str:
-        """Of the data."""
-        return self.data.fingerprint
-
     def learner(self, device: torch.device) -> KeypointLearner:
         """A new KeyNet and its loss."""
         return KeypointLearner(KeyNet(self.config.network).to(device), self.config.distance_weight)
@@ -130,12 +125,11 @@ class KeypointTraining:
         """The loss, the same in all steps."""
         return learner(batch)
 
-    def validate(self, learner: KeypointLearner, step: int) -> dict[str, float]:
+    def validate(self, learner: KeypointLearner, step: int) -> Losses:
         """Errors on crops of held-out users, told of the hand as in training."""
         config, data = self.config, self.data
         hands, generator = draw_examples(data.validation.clips(1), config.validation_hands, seed=0, step=0)
-        batch = crop_batch(data.validation, hands, NO_AUGMENTATION, config.prior, generator)
-        return {name: float(value) for name, value in learner(batch).terms.items()}
+        return learner(crop_batch(data.validation, hands, NO_AUGMENTATION, config.prior, generator))
 
 
 def crop_batch(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
-from lib.metrics import landmark_accelerations, landmark_errors
 from lib.multistage.energy import FitWeights
 from lib.multistage.fit import FIT_WEIGHTS
 from lib.multistage.looks import Footage
 from lib.multistage.sources import KeypointSource
 from lib.multistage.tracker import MultistageTracker
+from lib.statistics import error_of, jitter_of
 
 CANDIDATES = {
     "distance": (0.0, 0.01, 0.04, 0.16),
@@ -44,11 +43,10 @@ def _accuracy(footage: Sequence[Footage], keypoints: KeypointSource, weights: Fi
     tracks = MultistageTracker(keypoints, weights=weights).track_all(
         footage, [one.recording.hand_model for one in footage]
     )
-    errors = [landmark_errors(t.tracked_keypoints, t.gt_keypoints)[t.valid_tracking] for t in tracks]
-    accelerations = [landmark_accelerations(t.tracked_keypoints, t.valid_tracking) for t in tracks]
+    tracked, valid = [t.tracked_keypoints for t in tracks], [t.valid_tracking for t in tracks]
     labelled = sum(int(one.recording.labelled.sum()) for one in footage)
     return {
-        "mpjpe_mm": float(np.concatenate(errors).mean()),
-        "mpjpa_mm_per_frame2": float(np.concatenate([lengths[inner] for lengths, inner in accelerations]).mean()),
-        "found_percent": 100 * sum(len(found) for found in errors) / labelled,
+        "mpjpe_mm": error_of(tracked, [t.gt_keypoints for t in tracks], valid).mean,
+        "mpjpa_mm_per_frame2": jitter_of(tracked, valid).mean,
+        "found_percent": 100 * sum(int(found.sum()) for found in valid) / labelled,
     }
