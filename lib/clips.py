@@ -29,7 +29,7 @@ class Augmentation:
     """Standard deviations of the perturbation of crop cameras and of the brightness; each view is perturbed by itself.
 
     `look_at` is relative to half the field of view, `roll` in radians, `focal_scale` and `gain` of the logarithm.
-    Source: §5.1; the paper publishes no ranges. Deviation: brightness, and a view left out in some clips.
+    Source: §5.1; the paper publishes no ranges. Deviation: brightness, size, and a view left out in some clips.
     """
 
     look_at: float = 0.1
@@ -40,9 +40,12 @@ class Augmentation:
     gain: float = 0.2
     single_view: float = 0.3
     """Share of clips of which only one view is kept, whichever."""
+    size: float = 0.1
+    """Of the logarithm of the factor by which a clip's whole world is enlarged, hand and headset alike. The pictures
+    stay as they are, so that few users give hands of every size."""
 
 
-NO_AUGMENTATION = Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+NO_AUGMENTATION = Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,8 @@ class ClipSource:
         labels = {name: values[frame, hand] for name, values in self.labels.items()}
         draws = _Draws.sample(frames, len(clips), augmentation, generator, self.device)
         views, two = draws.choose_views(labels["views"])
-        cached = PosedCamera(
-            Pinhole.create(CACHE_SIZE, labels["focal_px"].gather(2, views)), _pick(labels["world_from_crop"], views)
-        )
+        world_from_crop = enlarged(_pick(labels["world_from_crop"], views), draws.size[:, None])
+        cached = PosedCamera(Pinhole.create(CACHE_SIZE, labels["focal_px"].gather(2, views)), world_from_crop)
         camera = draws.perturb(cached)
         pictures = self.images[frame[..., None], hand[..., None], views]
         images = warp_pinhole(pictures, cached, camera) * draws.gain
@@ -135,10 +137,9 @@ class ClipSource:
             hand=hand.flatten(),
             two_views=two.flatten(),
         )
-        return ClipBatch(
-            crops, self.hand_models[self.sequence[frame].flatten()],
-            labels["joint_angles"], labels["world_from_wrist"], labels["pinch"],
-        )  # fmt: skip
+        models = self.hand_models[self.sequence[frame].flatten()].scaled(draws.size.expand_as(frame).flatten())
+        wrists = enlarged(labels["world_from_wrist"], draws.size)
+        return ClipBatch(crops, models, labels["joint_angles"], wrists, labels["pinch"])
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,7 @@ class _Draws:
     gain: Float[Tensor, "frames clips 2 1 1"]
     single: Bool[Tensor, "clips"]
     second: Bool[Tensor, "clips"]
+    size: Float[Tensor, "clips"]
 
     @staticmethod
     def sample(
@@ -168,6 +170,7 @@ class _Draws:
             gain=normal(augmentation.gain, 1, 1).exp(),
             single=(torch.rand(clips, generator=generator) < augmentation.single_view).to(device),
             second=(torch.rand(clips, generator=generator) < 0.5).to(device),
+            size=(augmentation.size * torch.randn(clips, generator=generator)).exp().to(device),
         )
 
     def choose_views(
@@ -211,6 +214,14 @@ def warp_pinhole(
     values = pictures.flatten(0, -3)[:, None].to(homography.dtype)
     warped = grid_sample(values, grid.unflatten(1, row.shape), padding_mode="zeros", align_corners=True)
     return warped.div(255).reshape(*batch, *row.shape)
+
+
+def enlarged(
+    world_from_a: Float[Tensor, "*batch 4 4"], factor: Float[Tensor, "*#batch"]
+) -> Float[Tensor, "*batch 4 4"]:
+    """Poses in a world that is larger by a factor: their positions grow, their axes stay."""
+    position = world_from_a[..., :3, 3:] * factor[..., None, None]
+    return torch.cat((torch.cat((world_from_a[..., :3, :3], position), dim=-1), world_from_a[..., 3:, :]), dim=-2)
 
 
 def stack_hands(models: Sequence[HandModel]) -> HandModel:

@@ -15,7 +15,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from torch import Tensor, nn
 
 from lib.cameras import Pinhole, PosedCamera
-from lib.clips import Augmentation, ClipBatch, ClipSource
+from lib.clips import NO_AUGMENTATION, Augmentation, ClipBatch, ClipSource
 from lib.figures import PAGE_WIDTH
 from lib.files import MM
 from lib.hands import SKELETON_EDGES, HandModel, for_hand
@@ -174,7 +174,7 @@ def augmentation_sheet(
     cells = rows * columns
     figure, grid = plt.subplots(rows, columns, figsize=(PAGE_WIDTH, 0.98 * rows))
     for seed, axes in enumerate(grid.flat):
-        drawn = augmentation if seed else Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        drawn = augmentation if seed else NO_AUGMENTATION
         batch = source.batch(clip[None], 1, drawn, torch.Generator().manual_seed(seed % cells))
         wrist = for_hand(batch.world_from_wrist.flatten(0, 1), batch.crops.hand)
         landmarks = batch.hand_model.landmarks(batch.joint_angles.flatten(0, 1), wrist)

@@ -13,9 +13,11 @@ from lib.clips import NO_AUGMENTATION, Augmentation, ClipSource, warp_pinhole
 from lib.crop_cache import CACHE_SIZE, CropSequence, crop_sequence
 from lib.crops import perturb
 from lib.errors import InputError
+from lib.hands import for_hand
 from lib.network import CROP_SIZE
 from lib.recordings import read_recording
 from lib.training import draw_examples
+from lib.transforms import apply
 
 PAIRS = [(hand, view) for hand in (0, 1) for view in (0, 1)]
 
@@ -94,6 +96,26 @@ def test_single_view_clips_show_either_view(sequences):
         [bool((pose - cached[hand, view]).abs().max() < 0.02) for pose in reference[hand::2]] for hand, view in PAIRS
     ]
     assert all(any(column) for column in shown)
+
+
+def test_a_larger_world_looks_the_same(sequences):
+    source = ClipSource(sequences)
+    clips = source.clips(3)[:6]
+    true, large = (
+        source.batch(clips, 3, replace(NO_AUGMENTATION, size=size), torch.Generator().manual_seed(0))
+        for size in (0.0, 0.3)
+    )
+    assert torch.allclose(large.crops.images, true.crops.images, atol=1e-4)
+    wrist, enlarged = (batch.world_from_wrist[..., :3, 3].norm(dim=-1) for batch in (true, large))
+    factor = enlarged / wrist
+    assert torch.allclose(factor, factor[0].expand_as(factor))
+    assert factor[0].std() > 0.1
+    seen = []
+    for batch in (true, large):
+        poses = for_hand(batch.world_from_wrist.flatten(0, 1), batch.crops.hand)
+        landmarks = batch.hand_model.landmarks(batch.joint_angles.flatten(0, 1), poses)
+        seen.append(apply(batch.crops.camera_from_world, landmarks[:, None]))
+    assert torch.allclose(seen[1], seen[0] * factor.flatten()[:, None, None, None], atol=1e-5)
 
 
 def test_no_data_is_said_clearly(sequences):
