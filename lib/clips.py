@@ -40,7 +40,7 @@ class Augmentation:
     gain: float = 0.2
     single_view: float = 0.3
     """Share of clips of which only one view is kept, whichever."""
-    size: float = 0.1
+    size: float = 0.05
     """Of the logarithm of the factor by which a clip's whole world is enlarged, hand and headset alike. The pictures
     stay as they are, so that few users give hands of every size."""
 
@@ -128,10 +128,14 @@ class ClipSource:
         world_from_crop = enlarged(_pick(labels["world_from_crop"], views), draws.size[:, None])
         cached = PosedCamera(Pinhole.create(CACHE_SIZE, labels["focal_px"].gather(2, views)), world_from_crop)
         camera = draws.perturb(cached)
-        pictures = self.images[frame[..., None], hand[..., None], views]
-        images = warp_pinhole(pictures, cached, camera) * draws.gain
+        shown = torch.stack((torch.ones_like(two), two), dim=-1)
+        place = torch.broadcast_tensors(frame[..., None], hand[..., None], views)
+        pictures = self.images[tuple(part[shown] for part in place)]
+        warped = warp_pinhole(pictures, cached[shown], camera[shown]) * draws.gain[shown]
+        images = torch.zeros(*shown.shape, CROP_SIZE, CROP_SIZE, device=self.device)
+        images[shown] = warped.clamp(0, 1)
         crops = Crops(
-            images=images.clamp(0, 1).flatten(0, 1),
+            images=images.flatten(0, 1),
             focal_px=camera.camera.focal_px[..., 0].flatten(0, 1),
             camera_from_world=camera.camera_from_world.flatten(0, 1),
             hand=hand.flatten(),

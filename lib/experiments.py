@@ -26,6 +26,8 @@ from lib.training import Run, Task, TrainingConfig, fit_to_minutes
 PUBLISHED_NETWORK = NetworkConfig()
 REFERENCE_NETWORK = NetworkConfig(stem="unshuffle", widths=(24, 48, 96), blocks=(2, 3, 2))
 """What two CPU cores can train: another backbone, the rest as published."""
+REFERENCE_KEYNET = KeyNetConfig(blocks="residual")
+"""The baseline sees through the same backbone."""
 
 _POSE = LossWeights(temporal=0.0, pinch=0.0)
 _POSE_TEMPORAL = LossWeights(pinch=0.0)
@@ -37,9 +39,11 @@ EXPERIMENTS: dict[str, TrainingConfig] = {
     "full": ClipTrainingConfig(REFERENCE_NETWORK, _POSE),
     "full_temporal_loss": ClipTrainingConfig(REFERENCE_NETWORK, _POSE_TEMPORAL),
     "full_temporal_pinch_loss": ClipTrainingConfig(REFERENCE_NETWORK, LossWeights()),
-    "detnet": DetectionTrainingConfig(),
-    "keynet": KeypointTrainingConfig(),
-    "keynet_image_only": KeypointTrainingConfig(network=KeyNetConfig(keypoint_input=False)),
+    "detnet": DetectionTrainingConfig(steps=2_400),
+    "keynet": KeypointTrainingConfig(REFERENCE_KEYNET, hands=48, steps=20_000),
+    "keynet_image_only": KeypointTrainingConfig(
+        replace(REFERENCE_KEYNET, keypoint_input=False), hands=48, steps=20_000
+    ),
 }
 """Rows of Tables 2 to 4 that are trained (`full_one_euro` filters `full`), then the multi-stage baseline."""
 
@@ -130,7 +134,7 @@ def listed_files(folder: Path, form: str) -> dict[str, str]:
 def split_users(folder: Path, listed: Mapping[str, str]) -> tuple[list[Path], list[Path]]:
     """The sequences to train on and those held out, which are of a tenth of the users (at least one)."""
     stems = sorted({(folder / path).with_suffix("") for path in listed})
-    users = sorted({stem.parent.name for stem in stems})
+    users = sorted({stem.parent.name for stem in stems}, key=lambda name: (len(name), name))
     held_out = users[-max(1, round(VALIDATION_SHARE * len(users))) :]
     return (
         [stem for stem in stems if stem.parent.name not in held_out],

@@ -144,6 +144,8 @@ class UmeTrack(nn.Module):
         if config.temporal_module:
             channels = MEMORY_CHANNELS + FEATURE_CHANNELS
             self.temporal = _pointwise_layers((channels, channels, channels, channels), batch_norm=False)
+            # What is trained on single frames first, and then on clips, starts on these without regard to its memory.
+            nn.init.zeros_(self.temporal[0].weight[:, :MEMORY_CHANNELS])
         if config.skeleton_encoder:
             self.skeleton_encoder = nn.Sequential(
                 nn.Linear(NUM_JOINTS * 6, SKELETON_CHANNELS * FEATURE_SIZE**2),

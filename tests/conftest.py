@@ -172,11 +172,13 @@ def in_mm(transforms: torch.Tensor) -> torch.Tensor:
 
 
 def tiny_network(seed: int = 0, **changes) -> UmeTrack:
-    """A small network in evaluation mode whose batch normalisations do not start as identities."""
+    """A small network in evaluation mode: batch normalisations are no identities, and its memory matters."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = UmeTrack(NetworkConfig(**{**TINY.__dict__, **changes}))
+        if network.config.temporal_module:
+            network.temporal[0].reset_parameters()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1, generator=generator)

@@ -43,7 +43,7 @@ from lib.rendered.shape import user_hand
 from lib.results import ROOT
 from lib.tracking import HandLabels, Tracker, make_crops
 
-TINY = Profile("tiny", train_users=2, test_users=1, train_sequences=2, test_sequences=2, frames=30)
+TINY = Profile("tiny", 2, 0, 1, train_sequences=2, extra_sequences=2, test_sequences=2, frames=30)
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -103,7 +103,7 @@ def test_a_sequence_depends_on_its_protocol_and_seed_too():
 def test_the_reference_profile_has_the_required_size():
     train, test = (sequence_keys(PROFILES["reference"], split) for split in ("train", "test"))
     assert len(train) >= 440
-    assert len({key.user for key in train}) == 44
+    assert len({key.user for key in train}) == 44 + 132
     assert len(test) == 72
     assert len({key.user for key in test}) == 9
     assert {3 <= key.frames / FRAMES_PER_SECOND <= 5 for key in train + test} == {True}

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lib.network import ResidualBlock
+
 
 def convolution(
     inputs: int, outputs: int, kernel: int = 1, stride: int = 1, padding: int | None = None, groups: int = 1
@@ -40,5 +42,15 @@ def inverted_residuals(inputs: int, blocks: Iterable[tuple[int | None, int, int,
     for width, outputs, stride, repeat in blocks:
         for index in range(repeat):
             layers.append(InvertedResidual(inputs, width, outputs, stride if index == 0 else 1))
+            inputs = outputs
+    return nn.Sequential(*layers)
+
+
+def residuals(inputs: int, blocks: Iterable[tuple[int, int, int]]) -> nn.Sequential:
+    """Residual blocks given as (outputs, stride, repeat); a repeated block has no stride but in its first instance."""
+    layers = []
+    for outputs, stride, repeat in blocks:
+        for index in range(repeat):
+            layers.append(ResidualBlock(inputs, outputs, stride if index == 0 else 1))
             inputs = outputs
     return nn.Sequential(*layers)

@@ -40,7 +40,7 @@ from lib.rendered.bodies import FOREARM, FOREARM_BONES
 from lib.rendered.motion import FRAMES_PER_SECOND, Motion, Protocol, sample_motion
 from lib.rendered.raster import pose_frame, render_frame, render_view
 from lib.rendered.scene import Scene, sample_rig, sample_scene
-from lib.rendered.shape import TEST_USERS, TRAIN_USERS, user_hand, vertex_albedo
+from lib.rendered.shape import EXTRA_USERS, TEST_USERS, TRAIN_USERS, user_hand, vertex_albedo
 
 VERSION = 2
 """Raised whenever the same seed no longer gives the same bytes."""
@@ -55,21 +55,30 @@ _CYCLE: tuple[Protocol, ...] = (
 
 @dataclass(frozen=True)
 class Profile:
-    """How much is rendered: users of each split, sequences per user, frames per sequence."""
+    """How much is rendered: users (the `extra` ones, too, are trained on), sequences per user, frames per sequence."""
 
     name: str
     train_users: int
+    extra_users: int
     test_users: int
     train_sequences: int
+    extra_sequences: int
     test_sequences: int
     frames: int
+
+    def users(self, split: Split) -> dict[int, int]:
+        """The users of a split, and how many sequences each has."""
+        if split == "test":
+            return dict.fromkeys(TEST_USERS[: self.test_users], self.test_sequences)
+        train = dict.fromkeys(TRAIN_USERS[: self.train_users], self.train_sequences)
+        return train | dict.fromkeys(EXTRA_USERS[: self.extra_users], self.extra_sequences)
 
 
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("smoke", train_users=4, test_users=2, train_sequences=3, test_sequences=8, frames=30),
-        Profile("reference", train_users=44, test_users=9, train_sequences=11, test_sequences=8, frames=120),
+        Profile("smoke", 3, 1, 2, train_sequences=3, extra_sequences=3, test_sequences=8, frames=30),
+        Profile("reference", 44, 132, 9, train_sequences=11, extra_sequences=3, test_sequences=8, frames=120),
     )
 }
 
@@ -99,13 +108,11 @@ class SequenceKey:
 
 def sequence_keys(profile: Profile, split: Split, scale: float = 1.0, seed: int = SEED) -> list[SequenceKey]:
     """The sequences of a split, user after user; `scale` multiplies the number per user."""
-    users = TRAIN_USERS[: profile.train_users] if split == "train" else TEST_USERS[: profile.test_users]
-    count = round(scale * (profile.train_sequences if split == "train" else profile.test_sequences))
     cycle = [protocol for protocol in _CYCLE if split == "test" or protocol != "occlusion"]
     return [
         SequenceKey(split, user, cycle[index % len(cycle)], index, profile.frames, seed)
-        for user in users
-        for index in range(count)
+        for user, count in profile.users(split).items()
+        for index in range(round(scale * count))
     ]
 
 
