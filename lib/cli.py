@@ -125,7 +125,8 @@ def search(options: argparse.Namespace) -> None:
 
 def tune(options: argparse.Namespace) -> None:
     """Tune on held-out training users what the methods leave open, and print the tables."""
-    tables = tune_methods(options.profile, options.data or ROOT / "data" / options.profile, options.device)
+    data = options.data or ROOT / "data" / options.profile
+    tables = tune_methods(options.profile, data, options.device, options.names)
     for table in tables.values():
         print(table.drop(columns=table.filter(like="sha256")).to_string(index=False), end="\n\n")
 
@@ -235,8 +236,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--data", type=Path, help="folder of the rendered dataset (default: data/PROFILE)")
     command.add_argument("--device", type=_device, default=device)
 
-    command = commands.add_parser("tune", help="tune the One-Euro filter and pinch thresholds on held-out users")
+    command = commands.add_parser("tune", help="tune on held-out training users what the methods leave open")
     command.set_defaults(run=tune)
+    command.add_argument("names", nargs="*", help="one_euro, fit_weights, pinch_thresholds (default: all)")
     command.add_argument("--profile", default="reference", help="smoke or reference")
     command.add_argument("--data", type=Path, help="folder of the rendered dataset (default: data/PROFILE)")
     command.add_argument("--device", type=_device, default=device)

@@ -13,15 +13,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from lib.errors import InputError
 from lib.filters import OneEuroFilter, search_one_euro
-from lib.hands import HandModel
 from lib.multistage.fit import FIT_WEIGHTS
 from lib.multistage.looks import Footage
 from lib.multistage.networks import keypoint_source
 from lib.multistage.tracker import MultistageTracker
+from lib.multistage.tuning import search_weights
 from lib.pinch_detection import precision_and_recall, tuned_threshold
 from lib.predictions import (
     END_TO_END,
@@ -35,14 +34,13 @@ from lib.predictions import (
 )
 from lib.rendered.shape import generic_hand
 from lib.results import results_folder, save_table
-from lib.sequences import LabelledSequence, Split
+from lib.sequences import LabelledSequence, Split, load_sequences
 from lib.tables import BASELINE, TEMPORAL, WITH_PINCH
 from lib.tracking import Tracks
 
 KEYPOINTS = "keynet"
 """The experiment that trains what the baseline needs on labelled crops."""
-ONE_EURO, PINCH_THRESHOLDS = "one_euro", "pinch_thresholds"
-_SIDE_BY_SIDE = 8
+ONE_EURO, FIT_WEIGHTS_SEARCH, PINCH_THRESHOLDS = "one_euro", "fit_weights", "pinch_thresholds"
 
 
 def predict_all(profile: str, data_folder: Path, device: str = "cpu") -> AllPredictions:
@@ -70,51 +68,50 @@ def predict_multistage(
     weights = trained_weights(profile, KEYPOINTS)
 
     def track(sequences: Sequence[LabelledSequence]) -> dict[Skeleton, list[Tracks]]:
-        tracker, made = MultistageTracker(keypoint_source(weights, device)), {"known": [], "unknown": []}
-        for first in tqdm(range(0, len(sequences), _SIDE_BY_SIDE), f"tracking, {BASELINE}"):
-            part = [Footage.cached(s.crops, s.video) for s in sequences[first : first + _SIDE_BY_SIDE]]
-            for skeleton, tracks in _track_both(tracker, part).items():
-                made[skeleton] += tracks
-        return made
+        tracker, generic = MultistageTracker(keypoint_source(weights, device)), generic_hand().to(dtype=torch.float64)
+        footage = [Footage.cached(s.crops, s.video) for s in sequences]
+        scales = [scale or 1.0 for scale in tracker.calibrate_all(footage, generic)]  # 1 where nothing can be told
+        unknown = tracker.track_all(footage, [generic.scaled(scale) for scale in scales])
+        return {
+            "known": tracker.track_all(footage, [one.recording.hand_model for one in footage]),
+            "unknown": [replace(tracks, scale=scale) for tracks, scale in zip(unknown, scales, strict=True)],
+        }
 
     source = f"{weights_hash(profile, KEYPOINTS)} {FIT_WEIGHTS}"
     return load_or_predict(BASELINE, profile, data_folder, source, track, split)
-
-
-def _track_both(tracker: MultistageTracker, footage: Sequence[Footage]) -> dict[Skeleton, list[Tracks]]:
-    generic = generic_hand().to(dtype=torch.float64)
-    scales = [_calibrated_scale(tracker, one, generic) for one in footage]
-    unknown = tracker.track_all(footage, [generic.scaled(scale) for scale in scales])
-    return {
-        "known": tracker.track_all(footage, [one.recording.hand_model for one in footage]),
-        "unknown": [replace(tracks, scale=scale) for tracks, scale in zip(unknown, scales, strict=True)],
-    }
-
-
-def _calibrated_scale(tracker: MultistageTracker, footage: Footage, generic: HandModel) -> float:
-    """The calibrated scale; one, if the tracker finds no hand in two views to calibrate by."""
-    try:
-        return tracker.calibrate_all([footage], generic)[0]
-    except InputError:
-        return 1.0
 
 
 def _has_baseline(profile: str) -> bool:
     return (results_folder(profile) / "checkpoints" / f"{KEYPOINTS}.safetensors").is_file()
 
 
-def tune(profile: str, data_folder: Path, device: str = "cpu") -> dict[str, pd.DataFrame]:
-    """Tune the One-Euro filter and the pinch thresholds; write and return tables/one_euro and tables/pinch_thresholds.
+def tune(
+    profile: str, data_folder: Path, device: str = "cpu", names: Sequence[str] | None = None
+) -> dict[str, pd.DataFrame]:
+    """Tune what is named, or all that there is to tune; write and return tables/NAME.
 
-    Raises InputError if weights or the training split are missing.
+    Raises InputError if weights or the training split are missing, or a name is unknown.
     """
-    tables = {
-        ONE_EURO: tune_one_euro(profile, data_folder, device),
-        PINCH_THRESHOLDS: tune_pinch_thresholds(profile, data_folder, device),
+    parts = {
+        ONE_EURO: tune_one_euro,
+        **({FIT_WEIGHTS_SEARCH: search_fit_weights} if _has_baseline(profile) else {}),
+        PINCH_THRESHOLDS: tune_pinch_thresholds,
     }
-    for name, table in tables.items():
-        save_table(table, profile, name)
+    tables = {}
+    for name in names or parts:
+        if name not in parts:
+            raise InputError(f"nothing named {name} can be tuned; there are {', '.join(parts)}")
+        tables[name] = parts[name](profile, data_folder, device)
+        save_table(tables[name], profile, name)
     return tables
+
+
+def search_fit_weights(profile: str, data_folder: Path, device: str = "cpu") -> pd.DataFrame:
+    """What `search_weights` tried on held-out users; what was found is what `FitWeights` says by default."""
+    keypoints = keypoint_source(trained_weights(profile, KEYPOINTS), device)
+    footage = [Footage.cached(s.crops, s.video) for s in load_sequences(data_folder, "validation")]
+    _, table = search_weights(footage, keypoints)
+    return table.assign(**_hashes(profile, (KEYPOINTS,)))
 
 
 def tune_one_euro(profile: str, data_folder: Path, device: str = "cpu") -> pd.DataFrame:

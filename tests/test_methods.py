@@ -16,6 +16,7 @@ from lib.methods import predict_all, predict_multistage, tune, tuned_one_euro, t
 from lib.multistage.keypoints import Keypoints
 from lib.multistage.sources import labelled_keypoints
 from lib.predictions import END_TO_END, load_or_predict
+from lib.sequences import load_sequences
 
 NOISE_MM = {"full": 5.0, "full_temporal_loss": 1.0}
 
@@ -150,6 +151,21 @@ def test_a_baseline_that_finds_nothing_keeps_the_generic_hand(dataset, results, 
     assert [s.scale for s in made["unknown"].sequences] == [1.0] * len(made["unknown"].sequences)
 
 
+def test_the_weights_of_the_fit_are_searched_on_validation_sequences(dataset, results, monkeypatch):
+    monkeypatch.setattr("lib.multistage.tuning.CANDIDATES", {"temporal": (0.0, 400.0)})
+    with pytest.raises(InputError, match="nothing named fit_weights can be tuned; there are one_euro, pinch_thr"):
+        tune("tiny", dataset, names=("fit_weights",))
+    add_weights(results, "keynet")
+    monkeypatch.setattr("lib.methods.keypoint_source", lambda weights, device: labelled_keypoints)
+    monkeypatch.setattr("lib.methods.load_sequences", lambda folder, split: load_sequences(folder, "test"))
+    table = tune("tiny", dataset, names=("fit_weights",))["fit_weights"]
+    assert table.temporal.tolist() == [20.0, 0.0, 400.0]  # the one in use first
+    assert table.best.sum() == 1
+    assert table[table.best].mpjpe_mm.item() == table.mpjpe_mm.min()
+    stored = pd.read_csv(results / "tables" / "fit_weights.csv")
+    assert stored.found_percent.tolist() == [100.0] * 3
+
+
 def test_the_baseline_needs_weights(dataset, results):
     with pytest.raises(InputError, match="run python -m lib train keynet --profile tiny"):
         predict_multistage("tiny", dataset)
@@ -163,7 +179,8 @@ def test_the_baseline_is_one_of_all_methods(dataset, results, asked, monkeypatch
             "multistage", profile, folder, "made up", CountingMethod()
         ),
     )
-    assert tune("tiny", dataset)["pinch_thresholds"].method.tolist() == [
+    tables = tune("tiny", dataset, names=("one_euro", "pinch_thresholds"))
+    assert tables["pinch_thresholds"].method.tolist() == [
         "full_temporal_loss", "full_temporal_pinch_loss", "multistage"
     ]  # fmt: skip
     assert {("multistage", "known"), ("multistage", "unknown")} <= predict_all("tiny", dataset).keys()

@@ -8,7 +8,6 @@ from scipy.spatial.transform import Rotation
 from torch.testing import assert_close
 
 from lib.cameras import Camera, Fisheye62, Fisheye624, Pinhole, PosedCamera
-from lib.errors import InputError
 from lib.hands import LANDMARKS, LEFT, RIGHT, HandModel, for_hand
 from lib.multistage.calibration import fit_scale
 from lib.multistage.descent import moved
@@ -294,5 +293,4 @@ def test_the_scale_of_a_hand_from_a_hundred_noisy_frames(hand, scale):
 
 def test_the_scale_needs_two_views(rng, hand):
     true, _, observation = sample(rng, hand, 3)
-    with pytest.raises(InputError, match="to two cameras"):
-        fit_scale([only_first_view(observation)], hand, [true])
+    assert fit_scale([only_first_view(observation)], hand, [true]) is None

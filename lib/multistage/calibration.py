@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from lib.compiled import compiled
-from lib.errors import InputError
 from lib.hands import NUM_FINGER_JOINTS, HandModel
 from lib.multistage.descent import (
     CONVERGED,
@@ -34,19 +33,19 @@ def fit_scale(
     model: HandModel,
     starts: Sequence[HandPose],
     weights: FitWeights = FIT_WEIGHTS,
-) -> float:
+) -> float | None:
     """The scale of `model` that minimises the energy of all observed hands together, beside their poses from `start`.
 
     Every hand counts that two views show; both hands of a user may be given together. The Hessian is an arrow, one
-    block per pose and a border for the scale: eliminating the poses (Schur complement) leaves one equation. Raises
-    InputError if no hand counts. Source: spec multistage.md, Scale calibration.
+    block per pose and a border for the scale: eliminating the poses (Schur complement) leaves one equation. None if no
+    hand counts. Source: spec multistage.md, Scale calibration.
     Deviation: E_2D + w1 E_dist instead of E_2D alone, which noise makes overestimate: independent errors of the
     keypoints lengthen bones (1.5 px over 100 frames: by 0.5 %, against 0.1 % with relative distances off by 3 mm).
     """
     sights = [observation.sight() for observation in observations]
     shown = [(sight.confidence > 0).any(axis=2).all(axis=1) for sight in sights]
     if not any(chosen.any() for chosen in shown):
-        raise InputError("no frame shows a tracked hand to two cameras; its scale cannot be calibrated")
+        return None
 
     def joined(batches: Iterable[np.ndarray]) -> np.ndarray:
         return np.concatenate([batch[chosen] for batch, chosen in zip(batches, shown, strict=True)])

@@ -102,7 +102,8 @@ class DetectionLearner(nn.Module):
         entropy = binary_cross_entropy_with_logits(output[..., 3], batch.present.float(), reduction="none")
         presence = masked_mean(entropy, batch.present | batch.absent)
         total = self.circle_weight * circle + self.presence_weight * presence
-        found, true = (to_circles(values.detach(), *batch.pictures.shape[2:]) for values in (output, _truth(batch)))
+        both = output.detach(), as_output(batch.circles, batch.present)
+        found, true = (to_circles(values, *batch.pictures.shape[2:]) for values in both)
         errors = detection_errors(found, true, batch.present, batch.absent)
         return Losses(total, {"loss": total, "circle": circle, "presence": presence} | errors)
 
@@ -160,5 +161,6 @@ class DetectionTraining:
         return learner(source.batch(views, 0.0, generator))
 
 
-def _truth(batch: ViewBatch) -> Float[Tensor, "views 2 4"]:
-    return torch.cat((batch.circles, batch.present[..., None].float()), dim=-1)
+def as_output(circles: Float[Tensor, "views 2 3"], present: Bool[Tensor, "views 2"]) -> Float[Tensor, "views 2 4"]:
+    """Labels in the form of the network's output."""
+    return torch.cat((circles, present[..., None].float()), dim=-1)

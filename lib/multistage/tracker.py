@@ -16,10 +16,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from scipy.spatial.transform import Rotation
 from torch import Tensor
+from tqdm import tqdm
 
 from lib.cameras import PosedCamera
 from lib.crops import MAX_VIEWS
-from lib.files import MM, describing
+from lib.errors import InputError
+from lib.files import MM
 from lib.hands import NUM_LANDMARKS, HandModel
 from lib.multistage.calibration import fit_scale
 from lib.multistage.detection import PRESENCE_THRESHOLD
@@ -44,6 +46,9 @@ EXTRAPOLATION_GAIN = 0.5
 """Share of the last motion that is expected to go on; less than one forgives a bad pose. Source: spec multistage.md."""
 CALIBRATION_FRAMES = 100
 """Of which those that show a hand to two cameras calibrate its scale. Source: spec multistage.md."""
+
+SIDE_BY_SIDE = 8
+"""Recordings that are tracked together: their crops are one batch, and their videos are open at once."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,10 @@ class FrameFit:
     fitted: FitResult
 
 
+TrackingRun = Generator[Question, Keypoints, list[FrameFit]]
+"""A recording being tracked: it asks for the keypoints of a frame, is sent them, and returns its fits in the end."""
+
+
 class MultistageTracker:
     """Runs the stages over recordings. Holds no state of its own between calls.
 
@@ -124,7 +133,10 @@ class MultistageTracker:
 
         Raises InputError if none of them shows a tracked hand to two cameras.
         """
-        return self.calibrate_all([Footage(recording)], generic)[0]
+        (scale,) = self.calibrate_all([Footage(recording)], generic)
+        if scale is None:
+            raise InputError(f"{recording.video}: no frame shows a tracked hand to two cameras; no scale fits")
+        return scale
 
     def track_unknown(self, recording: Recording, generic: HandModel) -> Tracks:
         """Calibrate the scale of the generic hand, then track from the start with the scaled hand."""
@@ -132,24 +144,27 @@ class MultistageTracker:
         return replace(self.track_known(recording, generic.scaled(scale)), scale=scale)
 
     def track_all(self, footage: Sequence[Footage], models: Sequence[HandModel]) -> list[Tracks]:
-        """`track_known` of many recordings side by side, one hand model each; their videos are open at once."""
+        """`track_known` of many recordings, `SIDE_BY_SIDE` at a time; one hand model each."""
         runs = [self._follow(*pair, len(pair[0].recording)) for pair in zip(footage, models, strict=True)]
         fits = self._together(runs)
         return [_tracks(one.recording, *pair) for one, *pair in zip(footage, models, fits, strict=True)]
 
-    def calibrate_all(self, footage: Sequence[Footage], generic: HandModel) -> list[float]:
-        """`calibrate_scale` of many recordings side by side."""
+    def calibrate_all(self, footage: Sequence[Footage], generic: HandModel) -> list[float | None]:
+        """`calibrate_scale` of many recordings, `SIDE_BY_SIDE` at a time; None where it would raise."""
         runs = [self._follow(one, generic, min(CALIBRATION_FRAMES, len(one.recording))) for one in footage]
-        return [
-            self._scale(one.recording, generic, fits) for one, fits in zip(footage, self._together(runs), strict=True)
-        ]
+        return [self._scale(generic, fits) for fits in self._together(runs)]
 
-    def _scale(self, recording: Recording, generic: HandModel, fits: list[FrameFit]) -> float:
+    def _scale(self, generic: HandModel, fits: list[FrameFit]) -> float | None:
         seen = [(fit.observation[fit.fitted.found], fit.fitted.pose[fit.fitted.found]) for fit in fits]
-        with describing(recording.video):
-            return fit_scale([observed for observed, _ in seen], generic, [pose for _, pose in seen], self.weights)
+        return fit_scale([observed for observed, _ in seen], generic, [pose for _, pose in seen], self.weights)
 
-    def _together(self, runs: Sequence[Generator[Question, Keypoints, list[FrameFit]]]) -> list[list[FrameFit]]:
+    def _together(self, runs: Sequence[TrackingRun]) -> list[list[FrameFit]]:
+        """Drive runs to their ends, some at a time."""
+        parts = range(0, len(runs), SIDE_BY_SIDE)
+        shown = parts if len(parts) == 1 else tqdm(parts, "tracking, multistage")
+        return [fits for first in shown for fits in self._side_by_side(runs[first : first + SIDE_BY_SIDE])]
+
+    def _side_by_side(self, runs: Sequence[TrackingRun]) -> list[list[FrameFit]]:
         """Drive runs to their ends, putting the questions of all to the source of keypoints together."""
         results: dict[int, list[FrameFit]] = {}
         answers: dict[int, Keypoints | None] = dict.fromkeys(range(len(runs)))
@@ -165,9 +180,7 @@ class MultistageTracker:
             answers = dict(zip(questions, replies, strict=True))
         return [results[index] for index in range(len(runs))]
 
-    def _follow(
-        self, footage: Footage, model: HandModel, frames: int
-    ) -> Generator[Question, Keypoints, list[FrameFit]]:
+    def _follow(self, footage: Footage, model: HandModel, frames: int) -> TrackingRun:
         """Both hands through the first frames of a recording; yields a question wherever a hand is looked at."""
         memory, fits = Memory.empty(), []
         scale = hand_scale(model)

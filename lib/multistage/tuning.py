@@ -26,7 +26,7 @@ def search_weights(
     """The weights of least error, one after the other over `CANDIDATES`, and a table of all that were tried.
 
     Known skeletons, labelled crops. Columns: distance, temporal, outlier_px, mpjpe_mm, mpjpa_mm_per_frame2,
-    found_percent (of the labelled hand-frames).
+    found_percent (of the labelled hand-frames), best.
     """
     tried: dict[FitWeights, dict[str, float]] = {}
     best = start
@@ -36,7 +36,8 @@ def search_weights(
             if weights not in tried:
                 tried[weights] = _accuracy(footage, keypoints, weights)
         best = min(tried, key=lambda weights: tried[weights]["mpjpe_mm"])
-    return best, pd.DataFrame([weights._asdict() | accuracy for weights, accuracy in tried.items()])
+    rows = [weights._asdict() | accuracy | {"best": weights == best} for weights, accuracy in tried.items()]
+    return best, pd.DataFrame(rows)
 
 
 def _accuracy(footage: Sequence[Footage], keypoints: KeypointSource, weights: FitWeights) -> dict[str, float]:

@@ -1,0 +1,100 @@
+"""How well the networks of the baseline do on recordings of users that they have not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from tqdm import tqdm
+
+from lib.multistage.detection import DetNet, to_circles
+from lib.multistage.detection_training import ViewSource, as_output, detection_errors
+from lib.multistage.keypoint_training import HIT_PX
+from lib.multistage.keypoints import Keypoints
+from lib.multistage.looks import Footage
+from lib.multistage.sources import KeypointSource, Question, labelled_keypoints
+from lib.multistage.tracker import MultistageTracker
+from lib.multistage.views import FRAME_STEP, ViewSequence, view_sequence
+from lib.recordings import NUM_CAMERAS, Recording
+from lib.sequences import LabelledSequence
+
+_AT_ONCE = 128
+
+
+class Observed:
+    """A source of keypoints that remembers how far its answers were from the truth, and where that was."""
+
+    def __init__(self, source: KeypointSource):
+        self.source = source
+        self.questions: list[tuple[Recording, int]] = []
+        self.errors_px: list[Float[Tensor, "crops 21"]] = []
+
+    def __call__(self, questions: Sequence[Question]) -> Sequence[Keypoints]:
+        answers = self.source(questions)
+        for question, answer, truth in zip(questions, answers, labelled_keypoints(questions), strict=True):
+            self.questions.append((question.recording, question.frame))
+            self.errors_px.append((answer.pixels - truth.pixels).norm(dim=-1))
+        return answers
+
+
+def keypoint_table(sequences: Sequence[LabelledSequence], networks: Mapping[str, KeypointSource]) -> pd.DataFrame:
+    """Errors of keypoints in the crops of test recordings while hands are tracked with them, known skeletons.
+
+    Columns: network; frames ("all", then of the occlusion recordings "behind a sheet" and "no sheet"); crops;
+    median_px; hits_percent (of the keypoints, within `HIT_PX`).
+    """
+    rows = []
+    for name, source in networks.items():
+        errors, occlusion, sheet = _errors_while_tracking(sequences, source)
+        parts = {"all": slice(None), "behind a sheet": occlusion & sheet, "no sheet": occlusion & ~sheet}
+        for frames, chosen in parts.items():
+            some = errors[chosen]
+            median = float(np.median(some)) if some.size else float("nan")
+            hits = 100 * float((some < HIT_PX).mean()) if some.size else float("nan")
+            rows.append((name, frames, len(some), median, hits))
+    return pd.DataFrame(rows, columns=["network", "frames", "crops", "median_px", "hits_percent"])
+
+
+def _errors_while_tracking(
+    sequences: Sequence[LabelledSequence], source: KeypointSource
+) -> tuple[Float[np.ndarray, "crops 21"], Bool[np.ndarray, "crops"], Bool[np.ndarray, "crops"]]:
+    """Errors (px), and whether each crop is of an occlusion recording, and of a frame with a sheet."""
+    observed, videos = Observed(source), {sequence.video: sequence for sequence in sequences}
+    footage = [Footage.cached(sequence.crops, sequence.video) for sequence in sequences]
+    MultistageTracker(observed).track_all(footage, [one.recording.hand_model for one in footage])
+    occlusion, sheet = [], []
+    for (recording, frame), error in zip(observed.questions, observed.errors_px, strict=True):
+        sequence = videos[recording.video]
+        occlusion += len(error) * [sequence.protocol == "occlusion"]
+        sheet += len(error) * [bool(sequence.sheet[frame])]
+    return torch.cat(observed.errors_px).numpy(), np.array(occlusion), np.array(sheet)
+
+
+def detection_table(recordings: Iterable[Recording], network: DetNet) -> pd.DataFrame:
+    """Errors of the detector on every sixth frame of recordings, all cameras, in one row.
+
+    Columns: views; center_px and radius_px (medians over hands that are found); recall_percent of the hands that are
+    there; false_positives_per_frame, of four views. Hands that are half in view do not count.
+    """
+    device = next(network.parameters()).device
+    source = ViewSource([_every_sixth_frame(one) for one in tqdm(recordings, "views", unit="recording")], device)
+    parts = [source.batch(rows, 0.0, torch.Generator()) for rows in torch.arange(len(source)).split(_AT_ONCE)]
+    circles, present, absent = (torch.cat([getattr(p, n) for p in parts]) for n in ("circles", "present", "absent"))
+    with torch.inference_mode():
+        output = torch.cat([network(part.pictures) for part in parts])
+    both = output, as_output(circles, present)
+    found, true = (to_circles(values, *source.images.shape[1:]) for values in both)
+    errors = {name: float(value) for name, value in detection_errors(found, true, present, absent).items()}
+    false = errors.pop("false_positives_percent") / 100 * int(absent.sum())
+    frames = len(source) / NUM_CAMERAS
+    return pd.DataFrame([{"views": len(source)} | errors | {"false_positives_per_frame": false / frames}])
+
+
+def _every_sixth_frame(recording: Recording) -> ViewSequence:
+    """The views of a recording that are looked at, its video decoded once."""
+    pictures = {frame: views for frame, views in enumerate(recording.images()) if frame % FRAME_STEP == 0}
+    return view_sequence(recording, pictures.get)
