@@ -204,20 +204,17 @@ def warp_pinhole(
     """
     batch, device = pictures.shape[:-2], pictures.device
     rotation = (invert(source.world_from_camera) @ target.world_from_camera)[..., :3, :3]
-    homography = (source.camera.matrix @ rotation @ torch.linalg.inv(target.camera.matrix)).reshape(-1, 3, 3)
-    row, column = torch.meshgrid(
-        *(
-            torch.arange(size, dtype=homography.dtype, device=device)
-            for size in (target.camera.height, target.camera.width)
-        ),
-        indexing="ij",
-    )
-    grid = homography[:, :, :2] @ torch.stack((column, row)).flatten(1) + homography[:, :, 2:]
-    extent = torch.tensor([source.camera.width - 1, source.camera.height - 1], device=device)
-    grid = (grid[:, :2] / grid[:, 2:]).mT * (2 / extent) - 1
+    width, height = source.camera.width, source.camera.height
+    scale = torch.tensor([2 / (width - 1), 2 / (height - 1), 1.0]).to(rotation)
+    from_pixels = torch.diag(scale) + torch.tensor([[0.0, 0, -1], [0, 0, -1], [0, 0, 0]]).to(rotation)  # to -1..1
+    homography = from_pixels @ source.camera.matrix @ rotation @ torch.linalg.inv(target.camera.matrix)
+    by_column, by_row, constant = homography.reshape(-1, 3, 3, 1, 1).unbind(2)
+    column, row = (torch.arange(size, device=device) for size in (target.camera.width, target.camera.height))
+    rays = by_column * column + (by_row * row[:, None] + constant)
+    grid = (rays[:, :2] / rays[:, 2:]).movedim(1, -1)
     values = pictures.flatten(0, -3)[:, None].to(homography.dtype)
-    warped = grid_sample(values, grid.unflatten(1, row.shape), padding_mode="zeros", align_corners=True)
-    return warped.div(255).reshape(*batch, *row.shape)
+    warped = grid_sample(values, grid, padding_mode="zeros", align_corners=True)
+    return warped.div(255).reshape(*batch, *warped.shape[2:])
 
 
 def enlarged(

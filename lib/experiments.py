@@ -24,7 +24,7 @@ from lib.results import results_folder
 from lib.training import Run, Task, TrainingConfig, fit_to_minutes
 
 PUBLISHED_NETWORK = NetworkConfig()
-REFERENCE_NETWORK = NetworkConfig(stem="unshuffle", widths=(24, 48, 96), blocks=(2, 3, 2))
+REFERENCE_NETWORK = NetworkConfig(stem="unshuffle", widths=(32, 64, 128), blocks=(2, 3, 2))
 """What two CPU cores can train: another backbone, the rest as published."""
 REFERENCE_KEYNET = KeyNetConfig(blocks="residual")
 """The baseline sees through the same backbone."""
@@ -40,9 +40,9 @@ EXPERIMENTS: dict[str, TrainingConfig] = {
     "full_temporal_loss": ClipTrainingConfig(REFERENCE_NETWORK, _POSE_TEMPORAL),
     "full_temporal_pinch_loss": ClipTrainingConfig(REFERENCE_NETWORK, LossWeights()),
     "detnet": DetectionTrainingConfig(steps=2_400),
-    "keynet": KeypointTrainingConfig(REFERENCE_KEYNET, hands=48, steps=20_000),
+    "keynet": KeypointTrainingConfig(REFERENCE_KEYNET, hands=48, steps=16_000),
     "keynet_image_only": KeypointTrainingConfig(
-        replace(REFERENCE_KEYNET, keypoint_input=False), hands=48, steps=20_000
+        replace(REFERENCE_KEYNET, keypoint_input=False), hands=48, steps=16_000
     ),
 }
 """Rows of Tables 2 to 4 that are trained (`full_one_euro` filters `full`), then the multi-stage baseline."""

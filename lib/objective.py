@@ -37,7 +37,7 @@ class ClipTrainingConfig(TrainingConfig):
     network: NetworkConfig = field(default_factory=NetworkConfig)
     weights: LossWeights = field(default_factory=LossWeights)
     augmentation: Augmentation = field(default_factory=Augmentation)
-    pose_steps: int = 15_000
+    pose_steps: int = 9_500
     hands: int = 96
     pose_clip_frames: int = 1
     clip_frames: int = 8

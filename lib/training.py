@@ -44,7 +44,7 @@ class TrainingConfig:
     which the paper leaves open.
     """
 
-    steps: int = 21_000
+    steps: int = 13_500
     optimizer: Literal["adam", "sgd"] = "adam"
     """SGD has a momentum of 0.9."""
     learning_rate: float = 2e-3

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pandas as pd
 import torch
 
-from lib.benchmarks import Stopwatch, summary
+from lib.benchmarks import Stopwatch, benchmark_tracking, summary
 from lib.multistage.sources import Detector, KeypointSource
 from lib.multistage.tracker import MultistageTracker
+from lib.network import UmeTrack
 from lib.recordings import Recording
 
 
@@ -29,3 +30,22 @@ def benchmark_multistage(
     for _ in range(repeats):
         tracker.track_known(recording, recording.hand_model)
     return summary(watch)
+
+
+def benchmark_methods(
+    recording: Recording,
+    network: UmeTrack,
+    keypoints: KeypointSource,
+    detector: Detector,
+    device: torch.device | str,
+    repeats: int = 3,
+) -> pd.DataFrame:
+    """`speed.csv`: every stage of the end-to-end and of the multi-stage tracker, of both hands through a recording.
+
+    The multi-stage tracker takes its own crops.
+    """
+    tables = {
+        "end-to-end": benchmark_tracking(recording, network, device, repeats),
+        "multi-stage": benchmark_multistage(recording, keypoints, detector, device, repeats),
+    }
+    return pd.concat([table.assign(stage=f"{name}: " + table.stage) for name, table in tables.items()])

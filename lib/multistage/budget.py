@@ -2,40 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from lib.metrics import mpjpe
-from lib.multistage.sources import Detector, KeypointSource
+from lib.multistage.looks import Footage
+from lib.multistage.sources import Detector, KeypointSource, labelled_circles, labelled_keypoints
 from lib.multistage.tracker import MultistageTracker
 from lib.recordings import Recording
+from lib.statistics import error_of
+
+Stages = tuple[KeypointSource, Detector | None]
+"""Who finds keypoints, and who finds hands that are lost; None: crops are the labelled ones."""
 
 
-def error_budget(
-    recordings: Iterable[Recording],
-    keypoints: Mapping[str, KeypointSource],
-    crops: Mapping[str, Detector | None],
-) -> pd.DataFrame:
-    """Track recordings of known skeletons with every named source of keypoints and of crops (None: the labelled ones).
+def stages(keypoints: KeypointSource, detector: Detector) -> dict[str, Stages]:
+    """From the fit alone to the whole baseline; the difference of two rows is what a stage costs."""
+    return {
+        "true keypoints, labelled crops": (labelled_keypoints, None),
+        "KeyNet, labelled crops": (keypoints, None),
+        "KeyNet, own crops, true circles": (keypoints, labelled_circles),
+        "KeyNet, own crops, DetNet": (keypoints, detector),
+        "true keypoints, own crops, DetNet": (labelled_keypoints, detector),
+    }
 
-    Columns: recording, crops, keypoints, mpjpe_mm (NaN where no hand was found), hand_frames, found_percent of the
-    labelled hand-frames. The difference between two rows is what the stage in which they differ costs.
+
+def error_budget(recordings: Sequence[Recording], cases: Mapping[str, Stages]) -> pd.DataFrame:
+    """Track recordings of known skeletons in every case.
+
+    Columns: stages, mpjpe_mm (NaN where no hand was found), found_percent of the labelled hand-frames.
     """
+    labelled = sum(int(recording.labelled.sum()) for recording in recordings)
+    footage, models = [Footage(one) for one in recordings], [one.hand_model for one in recordings]
     rows = []
-    for recording in recordings:
-        for crop_name, detector in crops.items():
-            for keypoint_name, source in keypoints.items():
-                tracks = MultistageTracker(source, detector).track_known(recording, recording.hand_model)
-                valid = tracks.valid_tracking
-                rows.append(
-                    {
-                        "recording": recording.video.stem,
-                        "crops": crop_name,
-                        "keypoints": keypoint_name,
-                        "mpjpe_mm": mpjpe(tracks.tracked_keypoints, tracks.gt_keypoints, valid),
-                        "hand_frames": int(valid.sum()),
-                        "found_percent": 100 * valid.sum() / max(int(recording.labelled.sum()), 1),
-                    }
-                )
+    for name, (keypoints, detector) in cases.items():
+        tracks = MultistageTracker(keypoints, detector).track_all(footage, models)
+        valid = [one.valid_tracking for one in tracks]
+        error = error_of([one.tracked_keypoints for one in tracks], [one.gt_keypoints for one in tracks], valid)
+        found = sum(int(one.sum()) for one in valid)
+        rows.append({"stages": name, "mpjpe_mm": error.mean, "found_percent": 100 * found / labelled})
     return pd.DataFrame(rows)

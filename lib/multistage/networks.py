@@ -18,6 +18,11 @@ def keypoint_source(path: Path, device: torch.device | str) -> KeypointSource:
     return network_keypoints(prepare_for_inference(load_weights(path, KeyNet, KeyNetConfig)), device)
 
 
-def detector(path: Path, device: torch.device | str) -> Detector:
+def detnet(path: Path, device: torch.device | str) -> DetNet:
     """DetNet with the weights of a file. Raises InputError if there are none, or they are another network's."""
-    return network_circles(prepare_for_inference(load_weights(path, DetNet, DetNetConfig)), device)
+    return prepare_for_inference(load_weights(path, DetNet, DetNetConfig)).to(device)
+
+
+def detector(path: Path, device: torch.device | str) -> Detector:
+    """What `detnet` detects. Raises InputError as it does."""
+    return network_circles(detnet(path, device), device)

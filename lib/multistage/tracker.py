@@ -169,15 +169,16 @@ class MultistageTracker:
         results: dict[int, list[FrameFit]] = {}
         answers: dict[int, Keypoints | None] = dict.fromkeys(range(len(runs)))
         while answers:
-            questions: dict[int, Question] = {}
-            for index, answer in answers.items():
-                try:
-                    questions[index] = runs[index].send(answer)
-                except StopIteration as end:
-                    results[index] = end.value
-            with self.stage("keypoints"):
-                replies = self.keypoints(list(questions.values())) if questions else []
-            answers = dict(zip(questions, replies, strict=True))
+            with self.stage("whole frame"):
+                questions: dict[int, Question] = {}
+                for index, answer in answers.items():
+                    try:
+                        questions[index] = runs[index].send(answer)
+                    except StopIteration as end:
+                        results[index] = end.value
+                with self.stage("keypoints"):
+                    replies = self.keypoints(list(questions.values())) if questions else []
+                answers = dict(zip(questions, replies, strict=True))
         return [results[index] for index in range(len(runs))]
 
     def _follow(self, footage: Footage, model: HandModel, frames: int) -> TrackingRun:

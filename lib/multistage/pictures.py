@@ -1,0 +1,70 @@
+"""What the keypoint networks of the baseline see, drawn on the crops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lib.figures import PAGE_WIDTH
+from lib.hands import SKELETON_EDGES
+from lib.multistage.keypoints import Keypoints
+from lib.multistage.looks import Footage
+from lib.multistage.sources import KeypointSource, Question, labelled_keypoints
+from lib.multistage.tracker import MultistageTracker
+from lib.sequences import LabelledSequence
+
+NETWORK_NAMES = {"keynet": "told where\nthey were", "keynet_image_only": "image only"}
+_COLORS = {"truth": "#009E73", "seen": "#E69F00"}
+
+
+def keypoints_figure(
+    sequence: LabelledSequence, networks: Mapping[str, KeypointSource], hand: int, columns: int = 7
+) -> Figure:
+    """Crops of a hand around the passage of a sheet, and the keypoints that each network sees while it tracks them.
+
+    A row for each network; the truth is green.
+    """
+    shown = np.flatnonzero(sequence.sheet & (sequence.crops.views[:, hand] > 0))
+    frames = np.linspace(shown[0] - 4, shown[-1] + 4, columns).round().astype(int).clip(0, len(sequence.sheet) - 1)
+    size = (PAGE_WIDTH, len(networks) * PAGE_WIDTH / columns)
+    figure, grid = plt.subplots(len(networks), columns, figsize=size, squeeze=False)
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+    for row, (name, source) in zip(grid, networks.items(), strict=True):
+        pictures = dict.fromkeys(frames.tolist())
+        footage = Footage.cached(sequence.crops, sequence.video)
+        MultistageTracker(_remembering(source, pictures, hand)).track_all([footage], [footage.recording.hand_model])
+        for axes, frame in zip(row, frames.tolist(), strict=True):
+            if pictures[frame] is not None:
+                _draw(axes, *pictures[frame])
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        row[0].set_ylabel(NETWORK_NAMES.get(name, name))
+    return figure
+
+
+def _remembering(source: KeypointSource, pictures: dict[int, tuple | None], hand: int) -> KeypointSource:
+    """The same source; what it sees of a hand, in its first crop, is kept for the frames that `pictures` names."""
+
+    def answer(questions: Sequence[Question]) -> Sequence[Keypoints]:
+        answers = source(questions)
+        for question, seen, truth in zip(questions, answers, labelled_keypoints(questions), strict=True):
+            crops = (question.hand == hand).nonzero()[:, 0].tolist()
+            if question.frame in pictures and crops:
+                pictures[question.frame] = question.images[crops[0], 0], truth.pixels[crops[0]], seen.pixels[crops[0]]
+        return answers
+
+    return answer
+
+
+def _draw(axes: Axes, picture: Float[Tensor, "96 96"], truth: Tensor, seen: Tensor) -> None:
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
+    for pixels, color in zip((truth, seen), _COLORS.values(), strict=True):
+        for edge in SKELETON_EDGES:
+            axes.plot(*pixels[list(edge)].numpy().T, color=color, lw=1.0, solid_capstyle="round")
+    axes.set(xlim=(-0.5, 95.5), ylim=(95.5, -0.5))
