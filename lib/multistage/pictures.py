@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -18,20 +18,33 @@ from lib.multistage.looks import Footage
 from lib.multistage.sources import KeypointSource, Question, labelled_keypoints
 from lib.multistage.tracker import MultistageTracker
 from lib.sequences import LabelledSequence
+from lib.tracking import HANDS
 
 NETWORK_NAMES = {"keynet": "told where\nthey were", "keynet_image_only": "image only"}
 _COLORS = {"truth": "#009E73", "seen": "#E69F00"}
 
 
+def most_hidden(sequences: Sequence[LabelledSequence]) -> tuple[LabelledSequence, int]:
+    """The sequence, and the hand in it, that is looked for longest while a sheet passes."""
+    return max(
+        ((sequence, hand) for sequence in sequences for hand in range(HANDS)),
+        key=lambda case: len(_hidden_frames(*case)),
+    )
+
+
+def _hidden_frames(sequence: LabelledSequence, hand: int) -> Int[np.ndarray, "frames"]:
+    return np.flatnonzero(sequence.sheet & (sequence.crops.views[:, hand] > 0))
+
+
 def keypoints_figure(
-    sequence: LabelledSequence, networks: Mapping[str, KeypointSource], hand: int, columns: int = 7
+    sequence: LabelledSequence, hand: int, networks: Mapping[str, KeypointSource], columns: int = 7
 ) -> Figure:
     """Crops of a hand around the passage of a sheet, and the keypoints that each network sees while it tracks them.
 
     A row for each network; the truth is green.
     """
-    shown = np.flatnonzero(sequence.sheet & (sequence.crops.views[:, hand] > 0))
-    frames = np.linspace(shown[0] - 4, shown[-1] + 4, columns).round().astype(int).clip(0, len(sequence.sheet) - 1)
+    hidden = _hidden_frames(sequence, hand)
+    frames = np.linspace(hidden[0] - 4, hidden[-1] + 4, columns).round().astype(int).clip(0, len(sequence.sheet) - 1)
     size = (PAGE_WIDTH, len(networks) * PAGE_WIDTH / columns)
     figure, grid = plt.subplots(len(networks), columns, figsize=size, squeeze=False)
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
