@@ -114,8 +114,8 @@ $(RESULTS)/checkpoints/%.safetensors:
 
 # ---- checks ---------------------------------------------------------------------------------------------------------
 
-.PHONY: test lint test-library test-notebooks
-test: lint test-library test-notebooks ## check everything: lint, tests, and the notebooks' stored outputs
+.PHONY: test lint test-library test-tables test-notebooks
+test: lint test-library test-tables test-notebooks ## check everything: lint, tests, released tables, stored outputs
 
 lint: $(INSTALLED) ## check the code's form, in notebooks too
 	@echo '== lint'
@@ -126,8 +126,13 @@ test-library: $(INSTALLED)
 	@echo '== tests of the library'
 	@$(PYTHON) -m pytest
 
+# Before the notebooks, which write the tables anew.
+test-tables: $(INSTALLED) $(TEST_DATA)
+	@echo '== released tables'
+	@TQDM_DISABLE=1 $(PYTHON) -m pytest tests/study_tables.py
+
 # The stored outputs of cells tagged nbval-check-output must come out again; cells without the tag must run.
-test-notebooks: $(INSTALLED) $(TEST_DATA) $(LESSON_DATA)
+test-notebooks: $(INSTALLED) $(TEST_DATA) $(LESSON_DATA) | test-tables
 	@echo '== stored outputs of the notebooks'
 	@TQDM_DISABLE=1 $(PYTHON) -m pytest --nbval-lax --nbval-current-env $(NOTEBOOKS)
 
