@@ -228,7 +228,7 @@ def test_the_error_budget_swaps_stages(recording):
     cases = {
         "true": (labelled_keypoints, None), "noisy": (noisy(1.0), None), "own": (labelled_keypoints, labelled_circles)
     }  # fmt: skip
-    budget = error_budget([recording, recording], cases).set_index("stages")
+    budget = error_budget([Footage(recording)] * 2, cases).set_index("stages")
     assert budget.mpjpe_mm["true"] < budget.mpjpe_mm["noisy"]
     assert budget.found_percent["true"] == 100 > budget.found_percent["own"]
 

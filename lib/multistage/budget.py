@@ -9,7 +9,6 @@ import pandas as pd
 from lib.multistage.looks import Footage
 from lib.multistage.sources import Detector, KeypointSource, labelled_circles, labelled_keypoints
 from lib.multistage.tracker import MultistageTracker
-from lib.recordings import Recording
 from lib.statistics import error_of
 
 Stages = tuple[KeypointSource, Detector | None]
@@ -23,20 +22,20 @@ def stages(keypoints: KeypointSource, detector: Detector) -> dict[str, Stages]:
         "KeyNet, labelled crops": (keypoints, None),
         "KeyNet, own crops, true circles": (keypoints, labelled_circles),
         "KeyNet, own crops, DetNet": (keypoints, detector),
-        "true keypoints, own crops, DetNet": (labelled_keypoints, detector),
     }
 
 
-def error_budget(recordings: Sequence[Recording], cases: Mapping[str, Stages]) -> pd.DataFrame:
-    """Track recordings of known skeletons in every case.
+def error_budget(footage: Sequence[Footage], cases: Mapping[str, Stages]) -> pd.DataFrame:
+    """Track footage of known skeletons in every case; labelled crops may come from its cache.
 
     Columns: stages, mpjpe_mm (NaN where no hand was found), found_percent of the labelled hand-frames.
     """
-    labelled = sum(int(recording.labelled.sum()) for recording in recordings)
-    footage, models = [Footage(one) for one in recordings], [one.hand_model for one in recordings]
+    models = [one.recording.hand_model for one in footage]
+    labelled = sum(int(one.recording.labelled.sum()) for one in footage)
     rows = []
     for name, (keypoints, detector) in cases.items():
-        tracks = MultistageTracker(keypoints, detector).track_all(footage, models)
+        seen = footage if detector is None else [Footage(one.recording) for one in footage]
+        tracks = MultistageTracker(keypoints, detector).track_all(seen, models)
         valid = [one.valid_tracking for one in tracks]
         error = error_of([one.tracked_keypoints for one in tracks], [one.gt_keypoints for one in tracks], valid)
         found = sum(int(one.sum()) for one in valid)

@@ -76,7 +76,7 @@ def _remembering(source: KeypointSource, pictures: dict[int, tuple | None], hand
 
 
 def _draw(axes: Axes, picture: Float[Tensor, "96 96"], truth: Tensor, seen: Tensor) -> None:
-    axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
+    axes.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1)
     for pixels, color in zip((truth, seen), _COLORS.values(), strict=True):
         for edge in SKELETON_EDGES:
             axes.plot(*pixels[list(edge)].numpy().T, color=color, lw=1.0, solid_capstyle="round")
