@@ -9,7 +9,7 @@ import pandas as pd
 from lib.errors import InputError
 from lib.files import read_json, write_atomically
 from lib.pinch_detection import THRESHOLD_MM
-from lib.results import results_folder, training_curves
+from lib.results import results_folder, training_curves, training_effort
 from lib.tables import ABLATION, MPJPA, MPJPE, MULTISTAGE, PINCH
 
 STUDY = (ABLATION, MULTISTAGE, PINCH, "claims")
@@ -61,11 +61,12 @@ def _study(profile: str) -> dict[str, pd.DataFrame]:
 def runs(profile: str) -> pd.DataFrame:
     """What each network is, how much it was trained, and where."""
     rows = []
-    for name, curve in training_curves(profile).items():
-        about, last = read_json(results_folder(profile) / "runs" / name / "config.json"), curve.iloc[-1]
-        row = {"experiment": f"`{name}`", "backbone": _backbone(about["training"])}
-        row |= {"steps": f"{about['training']['steps']}", "examples": f"{last.crops:,.0f}"}
-        rows.append(row | {"minutes": f"{last.seconds / 60:.0f}", "machine": _machine(about["machine"])})
+    for name in training_curves(profile):
+        effort = training_effort(profile, name)
+        network = read_json(results_folder(profile) / "runs" / name / "config.json")["training"].get("network", {})
+        row = {"experiment": f"`{name}`", "backbone": _backbone(network), "steps": f"{effort['steps']}"}
+        row |= {"examples": f"{effort['crops']:,}", "minutes": f"{effort['minutes']}", "machine": effort["machine"]}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -84,15 +85,10 @@ def reached(profile: str) -> pd.DataFrame:
     )
 
 
-def _backbone(training: dict) -> str:
-    network = training.get("network", {})
+def _backbone(network: dict) -> str:
     if "widths" not in network:
         return "of the baseline"
     return f"{network['stem']} stem, {'-'.join(map(str, network['widths']))} channels"
-
-
-def _machine(machine: dict) -> str:
-    return f"{machine['device']}, {machine['threads']} threads"
 
 
 def ablations(profile: str) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
 from lib.errors import InputError
-from lib.files import write_atomically
+from lib.files import read_json, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,6 +29,25 @@ def training_curves(profile: str) -> dict[str, pd.DataFrame]:
     if not curves:
         raise InputError(f"no training has left a curve.csv below {folder}: run make train PROFILE={profile}")
     return curves
+
+
+def training_effort(profile: str, experiment: str) -> dict[str, object]:
+    """How much a network was trained, where, and by which code: steps, crops, minutes, machine, seed, commit.
+
+    A run of several sittings names all machines and commits.
+    """
+    folder = results_folder(profile) / "runs" / experiment
+    about, last = read_json(folder / "config.json"), pd.read_csv(folder / "curve.csv").iloc[-1]
+    sittings = about["sittings"]
+    machines = [f"{one['machine']['device']}, {one['machine']['threads']} threads" for one in sittings]
+    return {
+        "steps": about["training"]["steps"],
+        "crops": int(last.crops),
+        "minutes": round(last.seconds / 60),
+        "machine": "; ".join(dict.fromkeys(machines)),
+        "seed": about["training"]["seed"],
+        "commit": " ".join(dict.fromkeys(one["commit"] for one in sittings)),
+    }
 
 
 def save_figure(figure: Figure, profile: str, name: str) -> None:

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from lib.files import read_json
 from lib.pinch_detection import precision_and_recall
 from lib.predictions import AllPredictions, Predictions
-from lib.results import results_folder, training_curves
+from lib.results import training_effort
 from lib.statistics import Pooled, interval
 
 Cell = tuple[str, str, str]
@@ -142,19 +141,11 @@ def scale_table(unknown: Predictions) -> pd.DataFrame:
 
 def training_table(predictions: AllPredictions, profile: str) -> pd.DataFrame:
     """What trained networks reach on test users, with 95 % intervals, and what their training took, on what machine."""
-    rows, curves = [], training_curves(profile)
+    rows = []
     for (experiment, skeleton), made in predictions.items():
         for protocol in ("separate_hand", "hand_hand"):
             chosen, case = made.only(protocol=protocol), {"skeleton": skeleton, "protocol": protocol}
             error = interval(chosen.errors())
             case |= {MPJPE: error.value, "low": error.low, "high": error.high, MPJPA: chosen.jitter().mean}
-            rows.append({"experiment": experiment} | case | _training(profile, experiment, curves[experiment]))
+            rows.append({"experiment": experiment} | case | training_effort(profile, experiment))
     return pd.DataFrame(rows)
-
-
-def _training(profile: str, experiment: str, curve: pd.DataFrame) -> dict[str, object]:
-    """How much a network was trained, where, and by which commit."""
-    about, last = read_json(results_folder(profile) / "runs" / experiment / "config.json"), curve.iloc[-1]
-    machine = f"{about['machine']['device']}, {about['machine']['threads']} threads"
-    spent = {"crops": int(last.crops), "minutes": round(last.seconds / 60), "machine": machine}
-    return spent | {"seed": about["training"]["seed"], "commit": about["commit"]}

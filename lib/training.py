@@ -1,9 +1,10 @@
 """The training loop (§5.1), whatever is trained: resumable to the bit, in one process or several.
 
 What is trained, on which batches and towards what, is a `Task`. A run is a folder: `config.json` (what is trained, on
-what, by which code, on which machine), `log.csv` (a row per step), `curve.csv` (the same, thinned), `checkpoint.pt`
-(weights, optimiser, position). The weights of a finished run go to a file of their own. A first phase that several
-configurations have in common is trained once: its end lies in `first_phases/` beside the runs.
+what, and for every sitting by which code, on which machine, from which step on), `log.csv` (a row per step), `curve.csv`
+(the same, thinned), `checkpoint.pt` (weights, optimiser, position). The weights of a finished run go to a file of their
+own. A first phase that several configurations have in common is trained once: its end lies in `first_phases/`, beside
+the runs.
 """
 
 from __future__ import annotations
@@ -123,6 +124,8 @@ class Run:
         self.step, self.seconds, self.log = 0, 0.0, []
         self._claim_folder()
         self._resume()
+        if self.rank == 0:
+            self._sit_down()
         accelerate(self.network, self.device, self.config)
         self.learner = _distribute(self.module, self.device) if self.processes > 1 else self.module
 
@@ -233,8 +236,15 @@ class Run:
                 listing = "\n  ".join(changed)
                 raise InputError(f"{self.folder} holds another run; choose another folder or remove it:\n  {listing}")
         elif self.rank == 0:
-            about = {"commit": commit(), "machine": machine(self.device), "processes": self.processes}
-            write_atomically(path, lambda temporary: temporary.write_text(json.dumps(mine | about, indent=1)))
+            write_atomically(path, lambda temporary: temporary.write_text(json.dumps(mine, indent=1)))
+
+    def _sit_down(self) -> None:
+        """Write down who goes on with the run from here."""
+        sitting = {"commit": commit(), "machine": machine(self.device), "processes": self.processes}
+        path = self.folder / "config.json"
+        about = read_json(path)
+        about.setdefault("sittings", []).append({"from_step": self.step} | sitting)
+        write_atomically(path, lambda temporary: temporary.write_text(json.dumps(about, indent=1)))
 
     def _keep_bad_batch(self, batch: Any, terms: Mapping[str, Tensor]) -> str:
         path = self.folder / f"bad_batch_{self.step}.pt"

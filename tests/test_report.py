@@ -29,8 +29,8 @@ def results(tmp_path, monkeypatch) -> Path:
     for name, network in (("full", {"stem": "unshuffle", "widths": [24, 48]}), ("keynet", {"keypoint_input": True})):
         run = folder / "runs" / name
         run.mkdir(parents=True)
-        about = {"training": {"steps": 500, "seed": 0, "network": network}, "commit": "abc"}
-        about["machine"] = {"device": "abacus", "threads": 2}
+        sittings = [{"commit": "abc", "machine": {"device": "abacus", "threads": n}} for n in (1, 2, 2)]
+        about = {"training": {"steps": 500, "seed": 0, "network": network}, "sittings": sittings}
         (run / "config.json").write_text(json.dumps(about))
         pd.DataFrame({"step": [249, 499], "crops": [4000, 8000], "seconds": [60.0, 119.0]}).to_csv(
             run / "curve.csv", index=False
@@ -75,7 +75,7 @@ def test_what_was_trained(results):
         "500",
         "8,000",
         "2",
-        "abacus, 2 threads",
+        "abacus, 1 threads; abacus, 2 threads",
     ]
     assert row(text, "`keynet`")[1] == "of the baseline"
 
@@ -85,7 +85,7 @@ def test_what_was_reached(results):
     line = row(results_section("tiny"), "`full` | known | separate-hand")
     assert line[3] == f"{reached.mpjpe_mm:.1f} [{reached.low:.1f}, {reached.high:.1f}]"
     assert reached.low <= reached.mpjpe_mm <= reached.high
-    assert (reached.crops, reached.minutes, reached.machine) == (8000, 2, "abacus, 2 threads")
+    assert (reached.crops, reached.minutes, reached.machine) == (8000, 2, "abacus, 1 threads; abacus, 2 threads")
 
 
 def test_before_all_networks_are_trained(results):

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lib.clips import NO_AUGMENTATION, ClipSource
 from lib.errors import InputError
+from lib.files import read_json
 from lib.hands import for_hand
 from lib.losses import LossWeights, pinch_loss, temporal_loss
 from lib.network import Crops, TemporalState
@@ -182,14 +183,17 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path):
 
 
 def test_resuming_after_every_step_changes_nothing(data, tmp_path):
-    run(tmp_path / "alone", data).train(tmp_path / WEIGHTS)
-    interrupted = run(tmp_path / "steps", data)
+    run(tmp_path / "a/alone", data).train(tmp_path / WEIGHTS)
+    interrupted = run(tmp_path / "b/steps", data)
     while interrupted.step < CONFIG.steps:
         interrupted.one_step()
         interrupted.save()
-        interrupted = run(tmp_path / "steps", data)
-    alone = torch.load(tmp_path / "alone/checkpoint.pt", weights_only=True)["network"]
+        interrupted = run(tmp_path / "b/steps", data)
+    alone = torch.load(tmp_path / "a/alone/checkpoint.pt", weights_only=True)["network"]
     assert all(torch.equal(value, alone[name]) for name, value in interrupted.network.state_dict().items())
+    sittings = read_json(tmp_path / "b/steps/config.json")["sittings"]
+    assert [sitting["from_step"] for sitting in sittings] == list(range(CONFIG.steps + 1))
+    assert all(sitting["machine"]["threads"] == torch.get_num_threads() for sitting in sittings)
 
 
 def test_another_configuration_is_refused_with_the_difference(data, tmp_path):

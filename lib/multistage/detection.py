@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from lib.multistage.layers import convolution, inverted_residuals
+from lib.multistage.layers import InvertedResidual, convolution, stacked
 from lib.multistage.views import SHRINK, shrink
 
 BLOCKS = (
@@ -47,7 +47,7 @@ class DetNet(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = nn.Sequential(
-            convolution(1, 32, kernel=3, stride=2), nn.ReLU(inplace=True), inverted_residuals(32, BLOCKS)
+            convolution(1, 32, kernel=3, stride=2), nn.ReLU(inplace=True), stacked(InvertedResidual, 32, BLOCKS)
         )
         self.center = convolution(160, 4)
         self.radius = convolution(160, 2)

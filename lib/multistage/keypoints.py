@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lib.hands import NUM_LANDMARKS, SKELETON_EDGES, HandModel
-from lib.multistage.layers import convolution, inverted_residuals, residuals
-from lib.network import CROP_SIZE
+from lib.multistage.layers import InvertedResidual, convolution, stacked
+from lib.network import CROP_SIZE, ResidualBlock
 
 BINS = 18
 BIN_PX, FIRST_BIN_PX = 8.0, -20.5
@@ -111,13 +111,13 @@ class Backbone(nn.Module):
         joined = BRANCH_CHANNELS * config.keypoint_input
         if config.blocks == "inverted":
             stem = convolution(1, 32, kernel=3, stride=2), nn.ReLU(inplace=True)
-            self.image = nn.Sequential(*stem, inverted_residuals(32, IMAGE_BLOCKS))
-            self.trunk = inverted_residuals(64 + joined, TRUNK_BLOCKS)
+            self.image = nn.Sequential(*stem, stacked(InvertedResidual, 32, IMAGE_BLOCKS))
+            self.trunk = stacked(InvertedResidual, 64 + joined, TRUNK_BLOCKS)
         else:
             stem = nn.PixelUnshuffle(4), convolution(16, 32, kernel=3), nn.ReLU(inplace=True)
-            self.image = nn.Sequential(*stem, residuals(32, RESIDUAL_IMAGE_BLOCKS))
+            self.image = nn.Sequential(*stem, stacked(ResidualBlock, 32, RESIDUAL_IMAGE_BLOCKS))
             end = convolution(128, FEATURE_CHANNELS), nn.ReLU(inplace=True)
-            self.trunk = nn.Sequential(residuals(64 + joined, RESIDUAL_TRUNK_BLOCKS), *end)
+            self.trunk = nn.Sequential(stacked(ResidualBlock, 64 + joined, RESIDUAL_TRUNK_BLOCKS), *end)
         self.keypoints = None
         if config.keypoint_input:
             shape = (BRANCH_CHANNELS, BRANCH_SIZE, BRANCH_SIZE)

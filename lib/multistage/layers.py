@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lib.network import ResidualBlock
-
 
 def convolution(
     inputs: int, outputs: int, kernel: int = 1, stride: int = 1, padding: int | None = None, groups: int = 1
@@ -36,21 +34,14 @@ class InvertedResidual(nn.Module):
         return features + self.layers(features) if self.adds else self.layers(features)
 
 
-def inverted_residuals(inputs: int, blocks: Iterable[tuple[int | None, int, int, int]]) -> nn.Sequential:
-    """Blocks given as (width, outputs, stride, repeat); a repeated block has no stride but in its first instance."""
-    layers = []
-    for width, outputs, stride, repeat in blocks:
-        for index in range(repeat):
-            layers.append(InvertedResidual(inputs, width, outputs, stride if index == 0 else 1))
-            inputs = outputs
-    return nn.Sequential(*layers)
+def stacked(block: type[nn.Module], inputs: int, rows: Iterable[tuple[int | None, ...]]) -> nn.Sequential:
+    """Blocks given as rows (*channels, stride, repeat); a repeated block has no stride but in its first instance.
 
-
-def residuals(inputs: int, blocks: Iterable[tuple[int, int, int]]) -> nn.Sequential:
-    """Residual blocks given as (outputs, stride, repeat); a repeated block has no stride but in its first instance."""
+    A block is made of its inputs, its channels, of which the last are its outputs, and its stride.
+    """
     layers = []
-    for outputs, stride, repeat in blocks:
+    for *channels, stride, repeat in rows:
         for index in range(repeat):
-            layers.append(ResidualBlock(inputs, outputs, stride if index == 0 else 1))
-            inputs = outputs
+            layers.append(block(inputs, *channels, stride if index == 0 else 1))
+            inputs = channels[-1]
     return nn.Sequential(*layers)
