@@ -1,7 +1,7 @@
 """The training loop (§5.1), whatever is trained: resumable to the bit, in one process or several.
 
 What is trained, on which batches and towards what, is a `Task`. A run is a folder: `config.json` (what is trained, on
-what, and for every sitting by which code, on which machine, from which step on), `log.csv` (a row per step), `curve.csv`
+what, and for every sitting by which code, on which machine, from which step), `log.csv` (a row per step), `curve.csv`
 (the same, thinned), `checkpoint.pt` (weights, optimiser, position). The weights of a finished run go to a file of their
 own. A first phase that several configurations have in common is trained once: its end lies in `first_phases/`, beside
 the runs.
