@@ -31,7 +31,8 @@ class ClipTrainingConfig(TrainingConfig):
 
     The first `pose_steps` train with L_pose alone, on clips of `pose_clip_frames`; the rest with all `weights`, on
     clips of `clip_frames`. A batch holds as many clips as make `hands` hands, each in one or two views. Source:
-    §5.1. Deviation: clip lengths and batch, which the paper leaves open or chooses for nine GPUs.
+    §5.1. Deviation: clip lengths and batch, which the paper leaves open or chooses for nine GPUs. So few clips are in a
+    batch of the second phase that their mean and variance say little: batch normalisation keeps those of the first.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -50,6 +51,11 @@ class ClipTrainingConfig(TrainingConfig):
     def clip_frames_at(self, step: int) -> int:
         """How long the clips of a step are."""
         return self.pose_clip_frames if step < self.pose_steps else self.clip_frames
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of a step; it warms up again for what the second phase trains first, the memory."""
+        rate = super().learning_rate_at(step)
+        return rate * min(1.0, (step - self.pose_steps + 1) / self.warmup_steps) if step >= self.pose_steps else rate
 
     def lasting(self, steps: int) -> ClipTrainingConfig:
         """The same training in another number of steps, phases in proportion."""
@@ -92,6 +98,8 @@ class ClipTraining:
 
     def losses(self, learner: nn.Module, batch: ClipBatch, step: int) -> Losses:
         """The losses of a step, weighted as its phase says."""
+        if 0 < self.config.pose_steps <= step:
+            keep_batch_norms(learner)
         return learner(batch, self.config.weights_at(step))
 
     def validate(self, learner: ClipLearner, step: int) -> Losses:
@@ -101,6 +109,13 @@ class ClipTraining:
         chosen, generator = draw_examples(clips, self.config.validation_hands // frames, seed=0, step=0)
         batch = self.data.validation.batch(chosen, frames, NO_AUGMENTATION, generator)
         return self.losses(learner, batch, step)
+
+
+def keep_batch_norms(module: nn.Module) -> None:
+    """Let batch normalisation use the means and variances that it has, and keep them; their scales still learn."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.eval()
 
 
 class ClipLearner(nn.Module):

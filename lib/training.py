@@ -121,11 +121,10 @@ class Run:
         self.module = task.learner(self.device)
         self.network = self.module.network
         self.optimizer = _optimizer(self.network, self.config)
-        self.step, self.seconds, self.log = 0, 0.0, []
+        self.step, self.seconds, self.log, self.sittings = 0, 0.0, [], []
         self._claim_folder()
         self._resume()
-        if self.rank == 0:
-            self._sit_down()
+        self._sit_down()
         accelerate(self.network, self.device, self.config)
         self.learner = _distribute(self.module, self.device) if self.processes > 1 else self.module
 
@@ -204,6 +203,7 @@ class Run:
             "step": self.step,
             "seconds": self.seconds,
             "log": self.log,
+            "sittings": self.sittings,
         }
         if self.rank == 0:
             write_atomically(path, lambda temporary: torch.save(state, temporary))
@@ -224,6 +224,7 @@ class Run:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
+        self.sittings = state["sittings"]
 
     def _claim_folder(self) -> None:
         """Write down what the run is, or check that the folder holds the same one."""
@@ -240,11 +241,12 @@ class Run:
 
     def _sit_down(self) -> None:
         """Write down who goes on with the run from here."""
-        sitting = {"commit": commit(), "machine": machine(self.device), "processes": self.processes}
-        path = self.folder / "config.json"
-        about = read_json(path)
-        about.setdefault("sittings", []).append({"from_step": self.step} | sitting)
-        write_atomically(path, lambda temporary: temporary.write_text(json.dumps(about, indent=1)))
+        sitting = {"from_step": self.step, "commit": commit(), "machine": machine(self.device)}
+        self.sittings.append(sitting | {"processes": self.processes})
+        if self.rank == 0:
+            path = self.folder / "config.json"
+            about = read_json(path) | {"sittings": self.sittings}
+            write_atomically(path, lambda temporary: temporary.write_text(json.dumps(about, indent=1)))
 
     def _keep_bad_batch(self, batch: Any, terms: Mapping[str, Tensor]) -> str:
         path = self.folder / f"bad_batch_{self.step}.pt"

@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -119,11 +120,28 @@ def test_phases_and_schedule():
     assert config.weights_at(5) == config.weights
     rates = [config.learning_rate_at(step) for step in range(11)]
     assert rates[0] == pytest.approx(0.25)
-    assert rates[5] == pytest.approx(0.5)
+    assert rates[5] == pytest.approx(0.5 / 4)  # half a cosine, and warming up again
+    assert rates[9] == pytest.approx(0.5 + 0.5 * np.cos(0.9 * np.pi))
     assert rates[10] == pytest.approx(0.0, abs=1e-7)
     constant = replace(config, schedule="constant")
-    assert [constant.learning_rate_at(step) for step in (0, 3, 10)] == pytest.approx([0.25, 1.0, 1.0])
+    assert [constant.learning_rate_at(step) for step in (0, 3, 5, 10)] == pytest.approx([0.25, 1.0, 0.25, 1.0])
     assert (config.lasting(40).steps, config.lasting(40).pose_steps) == (40, 20)
+
+
+def test_the_second_phase_keeps_the_batch_statistics_of_the_first(data, tmp_path):
+    training = run(tmp_path, data)
+    norms = [m for m in training.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+
+    def changed_by_a_step() -> list[tuple[bool, bool]]:
+        before = [(norm.running_mean.clone(), norm.weight.detach().clone()) for norm in norms]
+        training.one_step()
+        pairs = zip(norms, before, strict=True)
+        return [(not torch.equal(n.running_mean, mean), not torch.equal(n.weight, scale)) for n, (mean, scale) in pairs]
+
+    assert all(mean and scale for mean, scale in changed_by_a_step())
+    while training.step < CONFIG.pose_steps:
+        training.one_step()
+    assert all(scale and not mean for mean, scale in changed_by_a_step())
 
 
 def test_stochastic_gradient_descent_steps_down_the_gradient(data, tmp_path):
