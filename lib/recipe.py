@@ -5,8 +5,10 @@ Every row is judged on held-out training users, never on test users.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +16,7 @@ import torch
 
 from lib.clips import Augmentation
 from lib.errors import InputError
-from lib.experiments import EXPERIMENTS, REFERENCE_NETWORK, load_task
+from lib.experiments import EXPERIMENTS, REFERENCE_NETWORK, listed_files, load_task
 from lib.files import write_atomically
 from lib.hands import HandModel
 from lib.objective import ClipTrainingConfig
@@ -36,14 +38,14 @@ VARIANTS: dict[str, ClipTrainingConfig] = {
     "clips of 16 frames at the end": replace(BASE, clip_frames=2 * BASE.clip_frames),
     "all losses from the start": replace(BASE, pose_steps=0),
     "no augmentation": replace(BASE, augmentation=Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, size=0.0)),
-    "half the augmentation": replace(BASE, augmentation=Augmentation(0.05, 0.1, 0.035, 0.2, 0.1, size=0.05)),
-    "twice the augmentation": replace(BASE, augmentation=Augmentation(0.2, 0.4, 0.14, 0.2, 0.4, size=0.2)),
+    "half the augmentation": replace(BASE, augmentation=Augmentation(0.05, 0.1, 0.035, 0.2, 0.1, size=0.025)),
+    "twice the augmentation": replace(BASE, augmentation=Augmentation(0.2, 0.4, 0.14, 0.2, 0.4, size=0.1)),
     "hands as large as they are": replace(BASE, augmentation=Augmentation(size=0.0)),
     "two views always": replace(BASE, augmentation=Augmentation(single_view=0.0)),
     "one view in 60 %": replace(BASE, augmentation=Augmentation(single_view=0.6)),
     "U weighs 0.3": replace(BASE, weights=replace(_POSE_TEMPORAL, unknown=0.3)),
     "U weighs 0": replace(BASE, weights=replace(_POSE_TEMPORAL, unknown=0.0)),
-    "32, 64, 128 channels": replace(BASE, network=replace(REFERENCE_NETWORK, widths=(32, 64, 128))),
+    "24, 48, 96 channels": replace(BASE, network=replace(REFERENCE_NETWORK, widths=(24, 48, 96))),
     "48, 96, 160 channels": replace(BASE, network=replace(REFERENCE_NETWORK, widths=(48, 96, 160))),
 }
 
@@ -53,7 +55,8 @@ def search(
 ) -> pd.DataFrame:
     """Train the named variants on `crops` crops each, and add a row for each to tables/recipe.csv, which it returns.
 
-    Variants that are in the table already are not trained again; one that was stopped goes on. Errors (mm) are those of
+    Variants that are in the table already, of the same configuration and data, are not trained again; others replace
+    theirs. One that was stopped goes on. Errors (mm) are those of
     regressors K and U on clips of the held-out users, for all as long as the base's. Raises InputError for an unknown
     name.
     """
@@ -62,11 +65,18 @@ def search(
     path = results_folder(profile) / "tables" / "recipe.csv"
     table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["variant", "crops_asked"])
     for name in names:
-        if not ((table.variant == name) & (table.crops_asked == crops)).any():
-            row = _train(name, profile, data_folder, generic_hand, device, crops)
-            table = pd.concat((table, pd.DataFrame([row])), ignore_index=True)
+        of_name, identity = (table.variant == name) & (table.crops_asked == crops), _identity(name, data_folder)
+        if not (table.reindex(columns=["identity"])[of_name] == identity).to_numpy().any():
+            row = _train(name, profile, data_folder, generic_hand, device, crops) | {"identity": identity}
+            table = pd.concat((table[~of_name], pd.DataFrame([row])), ignore_index=True)
             write_atomically(path, lambda temporary, table=table: table.to_csv(temporary, index=False))
     return table
+
+
+def _identity(name: str, data_folder: Path) -> str:
+    """What a row is about: a hash of configuration and data."""
+    about = json.dumps([asdict(VARIANTS[name]), listed_files(data_folder, "crops")])
+    return hashlib.sha256(about.encode()).hexdigest()[:16]
 
 
 def _train(
@@ -74,7 +84,7 @@ def _train(
 ) -> dict[str, object]:
     task = load_task(VARIANTS[name], data_folder, generic_hand, device)
     task = replace(task, config=task.config.lasting(crops // len(task.batch(0, 0, 1))))
-    folder = results_folder(profile) / "runs" / "recipe" / f"{name} {crops}"
+    folder = results_folder(profile) / "runs" / "recipe" / f"{name} {crops} {_identity(name, data_folder)}"
     run = Run(folder, task, device)
     run.train(folder / "weights.safetensors")
     with torch.no_grad():

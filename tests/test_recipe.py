@@ -1,0 +1,50 @@
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from lib import recipe
+from lib.errors import InputError
+from lib.files import write_atomically
+from lib.rendered.shape import generic_hand
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch) -> list[str]:
+    """What is trained, in place of which a row is made up; there is one file of data."""
+    asked = []
+
+    def train(name, profile, data_folder, generic, device, crops):
+        asked.append(name)
+        return {"variant": name, "crops_asked": crops, "known_mpjpe_mm": float(len(asked))}
+
+    monkeypatch.setattr("lib.recipe._train", train)
+    monkeypatch.setattr("lib.results.ROOT", tmp_path)
+    index = tmp_path / "data" / "training.json"
+    index.parent.mkdir()
+    write_atomically(index, lambda path: path.write_text('{"sha256": {"crops/a.npy": "1"}}'))
+    return asked
+
+
+def search(tmp_path, *names: str) -> pd.DataFrame:
+    return recipe.search("tiny", tmp_path / "data", generic_hand(), "cpu", 100, names)
+
+
+def test_a_variant_is_trained_once(trained, tmp_path):
+    search(tmp_path, "base", "U weighs 0")
+    assert search(tmp_path, "U weighs 0", "base", "batch x2").variant.tolist() == ["base", "U weighs 0", "batch x2"]
+    assert trained == ["base", "U weighs 0", "batch x2"]
+
+
+def test_another_configuration_or_other_data_replace_the_row(trained, tmp_path, monkeypatch):
+    search(tmp_path, "base", "U weighs 0")
+    monkeypatch.setitem(recipe.VARIANTS, "base", replace(recipe.BASE, hands=8))
+    table = search(tmp_path, "base", "U weighs 0").set_index("variant")
+    assert table.known_mpjpe_mm.to_dict() == {"U weighs 0": 2.0, "base": 3.0}
+    (tmp_path / "data" / "training.json").write_text('{"sha256": {"crops/a.npy": "2"}}')
+    assert search(tmp_path, "base").known_mpjpe_mm.tolist() == [2.0, 4.0]
+
+
+def test_an_unknown_variant_lists_what_there_is(trained, tmp_path):
+    with pytest.raises(InputError, match="no variant larger; there are base"):
+        search(tmp_path, "larger")
