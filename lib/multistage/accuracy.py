@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
 from tqdm import tqdm
 
 from lib.multistage.detection import DetNet, to_circles
@@ -16,29 +15,13 @@ from lib.multistage.detection_training import ViewSource, as_output, detection_e
 from lib.multistage.keypoint_training import HIT_PX
 from lib.multistage.keypoints import Keypoints
 from lib.multistage.looks import Footage
-from lib.multistage.sources import KeypointSource, Question, labelled_keypoints
+from lib.multistage.sources import KeypointSource, Question, observed
 from lib.multistage.tracker import MultistageTracker
 from lib.multistage.views import FRAME_STEP, ViewSequence, view_sequence
 from lib.recordings import NUM_CAMERAS, Recording
 from lib.sequences import LabelledSequence
 
 _AT_ONCE = 128
-
-
-class Observed:
-    """A source of keypoints that remembers how far its answers were from the truth, and where that was."""
-
-    def __init__(self, source: KeypointSource):
-        self.source = source
-        self.questions: list[tuple[Recording, int]] = []
-        self.errors_px: list[Float[Tensor, "crops 21"]] = []
-
-    def __call__(self, questions: Sequence[Question]) -> Sequence[Keypoints]:
-        answers = self.source(questions)
-        for question, answer, truth in zip(questions, answers, labelled_keypoints(questions), strict=True):
-            self.questions.append((question.recording, question.frame))
-            self.errors_px.append((answer.pixels - truth.pixels).norm(dim=-1))
-        return answers
 
 
 def keypoint_table(sequences: Sequence[LabelledSequence], networks: Mapping[str, KeypointSource]) -> pd.DataFrame:
@@ -63,15 +46,18 @@ def _errors_while_tracking(
     sequences: Sequence[LabelledSequence], source: KeypointSource
 ) -> tuple[Float[np.ndarray, "crops 21"], Bool[np.ndarray, "crops"], Bool[np.ndarray, "crops"]]:
     """Errors (px), and whether each crop is of an occlusion recording, and of a frame with a sheet."""
-    observed, videos = Observed(source), {sequence.video: sequence for sequence in sequences}
+    videos, errors, occlusion, sheet = {sequence.video: sequence for sequence in sequences}, [], [], []
+
+    def compare(question: Question, seen: Keypoints, truth: Keypoints) -> None:
+        sequence, crops = videos[question.recording.video], len(question.hand)
+        errors.append((seen.pixels - truth.pixels).norm(dim=-1))
+        occlusion.extend(crops * [sequence.protocol == "occlusion"])
+        sheet.extend(crops * [bool(sequence.sheet[question.frame])])
+
     footage = [Footage.cached(sequence.crops, sequence.video) for sequence in sequences]
-    MultistageTracker(observed).track_all(footage, [one.recording.hand_model for one in footage])
-    occlusion, sheet = [], []
-    for (recording, frame), error in zip(observed.questions, observed.errors_px, strict=True):
-        sequence = videos[recording.video]
-        occlusion += len(error) * [sequence.protocol == "occlusion"]
-        sheet += len(error) * [bool(sequence.sheet[frame])]
-    return torch.cat(observed.errors_px).numpy(), np.array(occlusion), np.array(sheet)
+    tracker = MultistageTracker(observed(source, compare))
+    tracker.track_all(footage, [one.recording.hand_model for one in footage])
+    return torch.cat(errors).numpy(), np.array(occlusion), np.array(sheet)
 
 
 def detection_table(recordings: Iterable[Recording], network: DetNet) -> pd.DataFrame:

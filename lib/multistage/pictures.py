@@ -15,7 +15,7 @@ from lib.figures import PAGE_WIDTH
 from lib.hands import SKELETON_EDGES
 from lib.multistage.keypoints import Keypoints
 from lib.multistage.looks import Footage
-from lib.multistage.sources import KeypointSource, Question, labelled_keypoints
+from lib.multistage.sources import KeypointSource, Question, observed
 from lib.multistage.tracker import MultistageTracker
 from lib.sequences import LabelledSequence
 from lib.tracking import HANDS
@@ -49,11 +49,9 @@ def keypoints_figure(
     figure, grid = plt.subplots(len(networks), columns, figsize=size, squeeze=False)
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
     for row, (name, source) in zip(grid, networks.items(), strict=True):
-        pictures = dict.fromkeys(frames.tolist())
-        footage = Footage.cached(sequence.crops, sequence.video)
-        MultistageTracker(_remembering(source, pictures, hand)).track_all([footage], [footage.recording.hand_model])
+        pictures = _seen(sequence, hand, source, frames.tolist())
         for axes, frame in zip(row, frames.tolist(), strict=True):
-            if pictures[frame] is not None:
+            if frame in pictures:
                 _draw(axes, *pictures[frame])
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
@@ -61,18 +59,20 @@ def keypoints_figure(
     return figure
 
 
-def _remembering(source: KeypointSource, pictures: dict[int, tuple | None], hand: int) -> KeypointSource:
-    """The same source; what it sees of a hand, in its first crop, is kept for the frames that `pictures` names."""
+def _seen(
+    sequence: LabelledSequence, hand: int, source: KeypointSource, frames: Sequence[int]
+) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
+    """The first crop of a hand in some frames, its true keypoints, and those that are seen while it is tracked."""
+    pictures = {}
 
-    def answer(questions: Sequence[Question]) -> Sequence[Keypoints]:
-        answers = source(questions)
-        for question, seen, truth in zip(questions, answers, labelled_keypoints(questions), strict=True):
-            crops = (question.hand == hand).nonzero()[:, 0].tolist()
-            if question.frame in pictures and crops:
-                pictures[question.frame] = question.images[crops[0], 0], truth.pixels[crops[0]], seen.pixels[crops[0]]
-        return answers
+    def remember(question: Question, seen: Keypoints, truth: Keypoints) -> None:
+        crops = (question.hand == hand).nonzero()[:, 0].tolist()
+        if question.frame in frames and crops:
+            pictures[question.frame] = question.images[crops[0], 0], truth.pixels[crops[0]], seen.pixels[crops[0]]
 
-    return answer
+    footage = Footage.cached(sequence.crops, sequence.video)
+    MultistageTracker(observed(source, remember)).track_all([footage], [footage.recording.hand_model])
+    return pictures
 
 
 def _draw(axes: Axes, picture: Float[Tensor, "96 96"], truth: Tensor, seen: Tensor) -> None:

@@ -55,6 +55,18 @@ def network_keypoints(network: KeyNet, device: torch.device | str = "cpu") -> Ke
     return answer
 
 
+def observed(source: KeypointSource, observe: Callable[[Question, Keypoints, Keypoints], None]) -> KeypointSource:
+    """The same source; `observe` is shown every question, its answer, and the true keypoints."""
+
+    def answer(questions: Sequence[Question]) -> Sequence[Keypoints]:
+        answers = source(questions)
+        for case in zip(questions, answers, labelled_keypoints(questions), strict=True):
+            observe(*case)
+        return answers
+
+    return answer
+
+
 def network_circles(network: DetNet, device: torch.device | str = "cpu") -> Detector:
     """The circles that a network sees."""
     network = network.eval().to(device)
