@@ -7,7 +7,7 @@ carried to its last. A batch is a pure function of (seed, step): a resumed run d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -50,10 +50,12 @@ NO_AUGMENTATION = Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """Clips as network and losses see them, time first; `crops` and `hand_model` hold frames x clips, flattened."""
+    """Clips as network and losses see them, time first; crops and hand models hold frames x clips, flattened."""
 
     crops: Crops
     hand_model: HandModel
+    told_model: HandModel
+    """The hand as regressor K is told of it."""
     joint_angles: Float[Tensor, "frames clips 22"]
     world_from_wrist: Float[Tensor, "frames clips 4 4"]
     pinch: Bool[Tensor, "frames clips"]
@@ -71,6 +73,12 @@ class ClipBatch:
     def hand(self) -> Int[Tensor, "frames clips"]:
         """0 left, 1 right."""
         return self.crops.hand.unflatten(0, self.shape)
+
+    def misinformed(self, deviation: float, generator: torch.Generator) -> ClipBatch:
+        """The same clips, each with a told skeleton that is too large or too small: by a factor of whose logarithm this
+        is the standard deviation."""
+        factor = (deviation * torch.randn(self.shape[1], generator=generator)).exp().to(self.pinch.device)
+        return replace(self, told_model=self.hand_model.scaled(factor.repeat(self.shape[0])))
 
 
 class ClipSource:
@@ -143,7 +151,7 @@ class ClipSource:
         )
         models = self.hand_models[self.sequence[frame].flatten()].scaled(draws.size.expand_as(frame).flatten())
         wrists = enlarged(labels["world_from_wrist"], draws.size)
-        return ClipBatch(crops, models, labels["joint_angles"], wrists, labels["pinch"])
+        return ClipBatch(crops, models, models, labels["joint_angles"], wrists, labels["pinch"])
 
 
 @dataclass(frozen=True)

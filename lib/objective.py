@@ -43,6 +43,10 @@ class ClipTrainingConfig(TrainingConfig):
     pose_clip_frames: int = 1
     clip_frames: int = 8
     validation_hands: int = 768
+    told_size: float = 0.05
+    """How wrong the size of the skeleton is that regressor K is told in the second phase (standard deviation of its
+    logarithm). Rendered hands fit their skeletons to the bit, scanned and calibrated ones do not: who trusts the size
+    alone places these at a wrong distance."""
 
     def weights_at(self, step: int) -> LossWeights:
         """The loss weights of a step: no temporal and no pinch term in the first phase."""
@@ -63,8 +67,8 @@ class ClipTrainingConfig(TrainingConfig):
         return replace(phases, warmup_steps=min(self.warmup_steps, max(1, steps // 10)))
 
     def first_phase(self) -> tuple[int, ClipTrainingConfig]:
-        """The phase with L_pose alone, the same for all weights of the other terms."""
-        return self.pose_steps, replace(self, weights=replace(self.weights, temporal=0.0, pinch=0.0))
+        """The phase with L_pose alone and the true skeleton, the same for all weights of the other terms."""
+        return self.pose_steps, replace(self, weights=replace(self.weights, temporal=0.0, pinch=0.0), told_size=0.0)
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,8 @@ class ClipTraining:
         config, frames = self.config, self.config.clip_frames_at(step)
         clips = self.data.train.clips(frames)
         chosen, generator = draw_examples(clips, config.hands // frames, config.seed, step, rank, processes)
-        return self.data.train.batch(chosen, frames, config.augmentation, generator)
+        batch = self.data.train.batch(chosen, frames, config.augmentation, generator)
+        return batch.misinformed(config.told_size, generator) if step >= config.pose_steps else batch
 
     def losses(self, learner: nn.Module, batch: ClipBatch, step: int) -> Losses:
         """The losses of a step, weighted as its phase says."""
@@ -132,7 +137,7 @@ class ClipLearner(nn.Module):
         Each term is a mean over the hands it applies to; also reported is the error of the landmarks (mm).
         """
         features = clip_features(self.network, batch)
-        known = self.network.known(features, batch.crops, batch.hand_model)
+        known = self.network.known(features, batch.crops, batch.told_model)
         terms = _terms(known, batch.hand_model, batch, torch.ones_like(batch.pinch), weights, "known")
         total = terms["known_loss"]
         two = batch.crops.two_views

@@ -98,6 +98,20 @@ def test_single_view_clips_show_either_view(sequences):
     assert all(any(column) for column in shown)
 
 
+def test_misinformed_clips_are_told_of_one_wrong_size_each(sequences):
+    source = ClipSource(sequences)
+    batch = source.batch(source.clips(3)[:6], 3, NO_AUGMENTATION, torch.Generator())
+    wrong = batch.misinformed(0.1, torch.Generator().manual_seed(0))
+    told, true = (
+        model.landmark_rest_positions.norm(dim=(1, 2)).unflatten(0, batch.shape)
+        for model in (wrong.told_model, wrong.hand_model)
+    )
+    factor = told / true
+    assert torch.allclose(factor, factor[:1].expand_as(factor))
+    assert 0.03 < factor[0].log().std() < 0.3
+    assert torch.equal(batch.told_model.landmark_rest_positions, batch.hand_model.landmark_rest_positions)
+
+
 def test_a_larger_world_looks_the_same(sequences):
     source = ClipSource(sequences)
     clips = source.clips(3)[:6]

@@ -144,6 +144,14 @@ def test_the_second_phase_keeps_the_batch_statistics_of_the_first(data, tmp_path
     assert all(scale and not mean for mean, scale in changed_by_a_step())
 
 
+def test_the_second_phase_is_told_of_hands_of_a_wrong_size(data):
+    task = ClipTraining(CONFIG, data, generic_hand())
+    for step, truth in ((CONFIG.pose_steps - 1, True), (CONFIG.pose_steps, False)):
+        batch = task.batch(step, rank=0, processes=1)
+        told, true = batch.told_model.skeleton_feature, batch.hand_model.skeleton_feature
+        assert torch.equal(told, true) == truth
+
+
 def test_stochastic_gradient_descent_steps_down_the_gradient(data, tmp_path):
     training = run(tmp_path, data, optimizer="sgd", learning_rate=0.5, warmup_steps=1)
     before = {name: p.detach().clone() for name, p in training.network.named_parameters()}
