@@ -19,7 +19,7 @@ from lib.cameras import Pinhole, PosedCamera
 from lib.crop_cache import CACHE_SIZE, CropSequence
 from lib.crops import MAX_VIEWS, perturb
 from lib.errors import InputError
-from lib.hands import HandModel
+from lib.hands import HandModel, for_hand
 from lib.network import CROP_SIZE, Crops
 from lib.transforms import invert
 
@@ -73,6 +73,11 @@ class ClipBatch:
     def hand(self) -> Int[Tensor, "frames clips"]:
         """0 left, 1 right."""
         return self.crops.hand.unflatten(0, self.shape)
+
+    def landmarks(self) -> Float[Tensor, "hands 21 3"]:
+        """Where the hands are, flattened as the crops; in the world."""
+        wrists = for_hand(self.world_from_wrist.flatten(0, 1), self.crops.hand)
+        return self.hand_model.landmarks(self.joint_angles.flatten(0, 1), wrists)
 
     def misinformed(self, deviation: float, generator: torch.Generator) -> ClipBatch:
         """The same clips, each with a told skeleton that is too large or too small: by a factor of whose logarithm this

@@ -18,7 +18,7 @@ from lib.cameras import Pinhole, PosedCamera
 from lib.clips import NO_AUGMENTATION, Augmentation, ClipBatch, ClipSource
 from lib.figures import PAGE_WIDTH
 from lib.files import MM
-from lib.hands import SKELETON_EDGES, HandModel, for_hand
+from lib.hands import SKELETON_EDGES, HandModel
 from lib.network import CROP_SIZE, MEMORY_CHANNELS, Crops, TemporalState, UmeTrack
 from lib.transforms import invert
 
@@ -176,10 +176,8 @@ def augmentation_sheet(
     for seed, axes in enumerate(grid.flat):
         drawn = augmentation if seed else NO_AUGMENTATION
         batch = source.batch(clip[None], 1, drawn, torch.Generator().manual_seed(seed % cells))
-        wrist = for_hand(batch.world_from_wrist.flatten(0, 1), batch.crops.hand)
-        landmarks = batch.hand_model.landmarks(batch.joint_angles.flatten(0, 1), wrist)
         _show_crop(axes, batch.crops, 0)
-        _draw_hand(axes, _crop_camera(batch.crops, 0).project(landmarks[0]), "#56B4E9")
+        _draw_hand(axes, _crop_camera(batch.crops, 0).project(batch.landmarks()[0]), "#56B4E9")
     return figure
 
 

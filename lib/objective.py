@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lib.clips import NO_AUGMENTATION, Augmentation, ClipBatch, ClipSource
@@ -38,7 +38,7 @@ class ClipTrainingConfig(TrainingConfig):
     network: NetworkConfig = field(default_factory=NetworkConfig)
     weights: LossWeights = field(default_factory=LossWeights)
     augmentation: Augmentation = field(default_factory=Augmentation)
-    pose_steps: int = 9_500
+    pose_steps: int = 2_520
     hands: int = 96
     pose_clip_frames: int = 1
     clip_frames: int = 8
@@ -137,14 +137,15 @@ class ClipLearner(nn.Module):
         Each term is a mean over the hands it applies to; also reported is the error of the landmarks (mm).
         """
         features = clip_features(self.network, batch)
+        true = batch.landmarks()
         known = self.network.known(features, batch.crops, batch.told_model)
-        terms = _terms(known, batch.hand_model, batch, torch.ones_like(batch.pinch), weights, "known")
+        terms = _terms(known, batch.hand_model, batch, true, torch.ones_like(batch.pinch), weights, "known")
         total = terms["known_loss"]
         two = batch.crops.two_views
         if weights.unknown and bool(two.any()):
             unknown = _spread(self.network.unknown(features[two], _some(batch.crops, two)), two)
             generic = self.generic_hand.scaled(unknown.scale)
-            terms |= _terms(unknown, generic, batch, two.unflatten(0, batch.shape), weights, "unknown")
+            terms |= _terms(unknown, generic, batch, true, two.unflatten(0, batch.shape), weights, "unknown")
             total = total + weights.unknown * terms["unknown_loss"]
         return Losses(total, terms)
 
@@ -166,17 +167,14 @@ def _terms(
     prediction: HandPrediction,
     model: HandModel,
     batch: ClipBatch,
+    true: Float[Tensor, "hands 21 3"],
     mask: Bool[Tensor, "frames clips"],
     weights: LossWeights,
     name: str,
 ) -> dict[str, Tensor]:
     """Every term of one regressor, averaged over the hand-frames of the mask (the temporal term over inner ones)."""
     frames = batch.shape
-    hand = batch.crops.hand
-    landmarks = model.landmarks(prediction.joint_angles, for_hand(prediction.world_from_wrist, hand))
-    true = batch.hand_model.landmarks(
-        batch.joint_angles.flatten(0, 1), for_hand(batch.world_from_wrist.flatten(0, 1), hand)
-    )
+    landmarks = model.landmarks(prediction.joint_angles, for_hand(prediction.world_from_wrist, batch.crops.hand))
     angles, wrists = prediction.joint_angles.unflatten(0, frames), prediction.world_from_wrist.unflatten(0, frames)
     keypoints = keypoint_loss(landmarks, true).unflatten(0, frames)
     parts = {

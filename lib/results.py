@@ -39,12 +39,14 @@ def training_effort(profile: str, experiment: str) -> dict[str, object]:
     folder = results_folder(profile) / "runs" / experiment
     about, last = read_json(folder / "config.json"), pd.read_csv(folder / "curve.csv").iloc[-1]
     sittings = about["sittings"]
-    machines = [f"{one['machine']['device']}, {one['machine']['threads']} threads" for one in sittings]
+    threads: dict[str, dict[str, None]] = {}
+    for one in sittings:
+        threads.setdefault(one["machine"]["device"], {})[str(one["machine"]["threads"])] = None
     return {
         "steps": about["training"]["steps"],
         "crops": int(last.crops),
         "minutes": round(last.seconds / 60),
-        "machine": "; ".join(dict.fromkeys(machines)),
+        "machine": "; ".join(f"{device}, {' then '.join(numbers)} threads" for device, numbers in threads.items()),
         "seed": about["training"]["seed"],
         "commit": " ".join(dict.fromkeys(one["commit"] for one in sittings)),
     }

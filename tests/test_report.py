@@ -75,7 +75,7 @@ def test_what_was_trained(results):
         "500",
         "8,000",
         "2",
-        "abacus, 1 threads; abacus, 2 threads",
+        "abacus, 1 then 2 threads",
     ]
     assert row(text, "`keynet`")[1] == "of the baseline"
 
@@ -85,7 +85,7 @@ def test_what_was_reached(results):
     line = row(results_section("tiny"), "`full` | known | separate-hand")
     assert line[3] == f"{reached.mpjpe_mm:.1f} [{reached.low:.1f}, {reached.high:.1f}]"
     assert reached.low <= reached.mpjpe_mm <= reached.high
-    assert (reached.crops, reached.minutes, reached.machine) == (8000, 2, "abacus, 1 threads; abacus, 2 threads")
+    assert (reached.crops, reached.minutes, reached.machine) == (8000, 2, "abacus, 1 then 2 threads")
 
 
 def test_before_all_networks_are_trained(results):

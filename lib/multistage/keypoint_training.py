@@ -143,7 +143,6 @@ def crop_batch(
     clips = source.batch(hands, 1, augmentation, generator)
     model, crops = clips.hand_model, clips.crops
     shown = torch.stack((torch.ones_like(crops.two_views), crops.two_views), dim=1)
-    true = model.landmarks(clips.joint_angles[0], for_hand(clips.world_from_wrist[0], crops.hand))
     expected, known = _expected_landmarks(source, hands, model, config, generator)
 
     def seen(landmarks: Float[Tensor, "hands 21 3"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,7 +154,7 @@ def crop_batch(
 
     pixels, distances, depths = seen(expected)
     known = known[:, None].expand(shown.shape)[shown] & (depths > 0).all(dim=-1)
-    return CropBatch(crops.images[shown][:, None], prior(pixels, distances, known), *seen(true)[:2])
+    return CropBatch(crops.images[shown][:, None], prior(pixels, distances, known), *seen(clips.landmarks())[:2])
 
 
 def _expected_landmarks(
