@@ -15,9 +15,7 @@ TRAINING_DATA := data/$(PROFILE)/training.json
 # What the lecture on training trains on, whatever the profile.
 LESSON_DATA := data/smoke/training.json
 
-# Notebooks 04 to 08 need the weights of every experiment; until these are released they run at toy size only.
-WAITING := $(if $(filter reference,$(PROFILE)),$(wildcard notebooks/0[4-8]_*.ipynb))
-NOTEBOOKS := $(filter-out $(WAITING),$(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb)))
+NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 EXECUTED := $(NOTEBOOKS:%=$(RESULTS)/%)
 LIBRARY := $(shell find lib -type f -not -path '*/__pycache__/*')
 # What every notebook is made from, besides itself and the notebook before it.

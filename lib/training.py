@@ -96,7 +96,7 @@ class Task(Protocol):
     """The term that the progress bar shows."""
 
     def learner(self, device: torch.device) -> nn.Module:
-        """A new module that computes losses. Its `network` is saved, `network.costly_layers` take most of the time."""
+        """A new module that computes losses. Its `network` is saved; `network.costly_layers` may run in bfloat16."""
 
     def batch(self, step: int, rank: int, processes: int) -> Any:
         """The share of a step's batch that falls to one of the processes: a function of its arguments alone."""

@@ -55,8 +55,9 @@ class DetNet(nn.Module):
 
     @property
     def costly_layers(self) -> tuple[nn.Module, ...]:
-        """What may run in half precision in training."""
-        return (self.backbone,)
+        """What may run in half precision in training: nothing, as it convolves depthwise, whose gradient in bfloat16
+        now and then is NaN (torch 2.13 on CPUs)."""
+        return ()
 
     def forward(self, pictures: Float[Tensor, "views 1 rows columns"]) -> Float[Tensor, "views 2 4"]:
         """x, y, radius, logit of presence; `pictures` in [0, 1] as `views.shrink` makes them."""

@@ -94,8 +94,9 @@ class KeyNet(nn.Module):
 
     @property
     def costly_layers(self) -> tuple[nn.Module, ...]:
-        """What may run in half precision in training."""
-        return (self.backbone,)
+        """What may run in half precision in training: only residual blocks, as the others convolve depthwise (see
+        `DetNet.costly_layers`)."""
+        return (self.backbone,) if self.config.blocks == "residual" else ()
 
     def forward(self, images: Images, prior: Float[Tensor, "crops 63"]) -> Heatmaps:
         """`images` in [0, 1]; without `keypoint_input` the prior is not looked at."""
