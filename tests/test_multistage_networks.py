@@ -271,7 +271,7 @@ def test_keynet_learns_a_hand_by_heart(tmp_path):
 def test_detnet_learns_a_few_views_by_heart(views, tmp_path):
     source = ViewSource([views])
     config = DetectionTrainingConfig(
-        steps=100, views=8, gain=0.0, warmup_steps=10, validation_every=100, validation_views=8, learning_rate=1e-3
+        steps=200, views=8, gain=0.0, warmup_steps=10, validation_every=200, validation_views=8, learning_rate=1e-3
     )
     run = Run(tmp_path, DetectionTraining(config, ViewData(source, source, "made up")), "cpu")
     run.train(tmp_path / "detnet.safetensors")
