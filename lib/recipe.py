@@ -41,6 +41,8 @@ VARIANTS: dict[str, ClipTrainingConfig] = {
     "half the augmentation": replace(BASE, augmentation=Augmentation(0.05, 0.1, 0.035, 0.2, 0.1, size=0.025)),
     "twice the augmentation": replace(BASE, augmentation=Augmentation(0.2, 0.4, 0.14, 0.2, 0.4, size=0.1)),
     "hands as large as they are": replace(BASE, augmentation=Augmentation(size=0.0)),
+    "told the true size": replace(BASE, told_size=0.0),
+    "told sizes 10 % wrong": replace(BASE, told_size=0.1),
     "two views always": replace(BASE, augmentation=Augmentation(single_view=0.0)),
     "one view in 60 %": replace(BASE, augmentation=Augmentation(single_view=0.6)),
     "U weighs 0.3": replace(BASE, weights=replace(_POSE_TEMPORAL, unknown=0.3)),
@@ -56,9 +58,8 @@ def search(
     """Train the named variants on `crops` crops each, and add a row for each to tables/recipe.csv, which it returns.
 
     Variants that are in the table already, of the same configuration and data, are not trained again; others replace
-    theirs. One that was stopped goes on. Errors (mm) are those of
-    regressors K and U on clips of the held-out users, for all as long as the base's. Raises InputError for an unknown
-    name.
+    theirs. One that was stopped goes on. Errors (mm) are those of regressors K and U on clips of the held-out users,
+    for all as long as the base's. Raises InputError for an unknown name.
     """
     if unknown := set(names) - VARIANTS.keys():
         raise InputError(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
@@ -67,7 +68,8 @@ def search(
     for name in names:
         of_name, identity = (table.variant == name) & (table.crops_asked == crops), _identity(name, data_folder)
         if not (table.reindex(columns=["identity"])[of_name] == identity).to_numpy().any():
-            row = _train(name, profile, data_folder, generic_hand, device, crops) | {"identity": identity}
+            folder = results_folder(profile) / "runs" / "recipe" / f"{name} {crops} {identity}"
+            row = _train(name, folder, data_folder, generic_hand, device, crops) | {"identity": identity}
             table = pd.concat((table[~of_name], pd.DataFrame([row])), ignore_index=True)
             write_atomically(path, lambda temporary, table=table: table.to_csv(temporary, index=False))
     return table
@@ -80,11 +82,10 @@ def _identity(name: str, data_folder: Path) -> str:
 
 
 def _train(
-    name: str, profile: str, data_folder: Path, generic_hand: HandModel, device: str, crops: int
+    name: str, folder: Path, data_folder: Path, generic_hand: HandModel, device: str, crops: int
 ) -> dict[str, object]:
     task = load_task(VARIANTS[name], data_folder, generic_hand, device)
     task = replace(task, config=task.config.lasting(crops // len(task.batch(0, 0, 1))))
-    folder = results_folder(profile) / "runs" / "recipe" / f"{name} {crops} {_identity(name, data_folder)}"
     run = Run(folder, task, device)
     run.train(folder / "weights.safetensors")
     with torch.no_grad():
