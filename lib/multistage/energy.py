@@ -22,15 +22,15 @@ _MM, _DM = 1e3, 10.0
 class FitWeights(NamedTuple):
     """What the terms of the energy count, in px².
 
-    Source: spec multistage.md; weights open, values that worked for others. Deviation: residuals beyond `outlier_px`
-    count linearly (Huber), so that one mistaken keypoint cannot carry a hand away.
+    Source: spec multistage.md; weights open, found on training users by `tuning.search_weights`. Deviation: residuals
+    beyond `outlier_px` count linearly (Huber), so that one mistaken keypoint cannot carry a hand away.
     """
 
     distance: float = 0.04
     """Of squared relative distances in mm²."""
-    temporal: float = 20.0
+    temporal: float = 50.0
     """Of the squared change of the pose since the previous frame in rad² and dm²."""
-    outlier_px: float = 4.0
+    outlier_px: float = 2.0
 
 
 class Sight(NamedTuple):
