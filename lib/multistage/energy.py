@@ -30,7 +30,7 @@ class FitWeights(NamedTuple):
     """Of squared relative distances in mm²."""
     temporal: float = 20.0
     """Of the squared change of the pose since the previous frame in rad² and dm²."""
-    outlier_px: float = 2.0
+    outlier_px: float = 1.0
 
 
 class Sight(NamedTuple):
