@@ -80,10 +80,11 @@ def training_figure(logs: Mapping[str, pd.DataFrame], metric: str = "known_mpjpe
         axes.plot(crops, log[metric].ewm(halflife=max(1, len(log) / 100)).mean(), alpha=0.3, lw=0.8, **style)
         measured = log[f"validation_{metric}"].notna()
         axes.plot(crops[measured], log[f"validation_{metric}"][measured], lw=1.2, label=METHOD_NAMES[name], **style)
-    axes.set(xlabel="crops seen (millions)", ylabel="MPJPE (mm)", yscale="log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel="crops seen (millions)", ylabel="MPJPE (mm)", xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
@@ -156,14 +157,15 @@ def joint_error_figure(methods: Sequence[Predictions]) -> Figure:
     figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 3.8))
     order = np.argsort([_LANDMARK_ORDER.index(name) for name in LANDMARKS])
     rows = np.arange(len(LANDMARKS))[::-1]
-    for predictions in methods:
+    for index, predictions in enumerate(methods):
         tracked, true, valid = (
             np.concatenate([getattr(s, name) for s in predictions.sequences], axis=1)
             for name in ("tracked_keypoints", "gt_keypoints", "valid")
         )
         name = predictions.method
         error = error_per_landmark(tracked, true, valid)[order]
-        axes.plot(error, rows, "o", color=METHOD_COLORS[name], ms=3.5, label=METHOD_NAMES[name])
+        apart = 0.18 * ((len(methods) - 1) / 2 - index)
+        axes.plot(error, rows + apart, "o", color=METHOD_COLORS[name], ms=3.5, label=METHOD_NAMES[name])
     axes.set(yticks=rows, yticklabels=_LANDMARK_ORDER, xlabel="mean error (mm)", xlim=(0, None), ylim=(-0.7, 20.7))
     axes.grid(axis="y", color="0.9", lw=0.6)
     axes.set_axisbelow(True)
