@@ -20,13 +20,10 @@ from lib.predictions import Predictions
 from lib.qualitative import picture_of, video_of, with_hands
 from lib.recordings import FRAMES_PER_SECOND, read_recording
 from lib.sequences import LabelledSequence
-from lib.statistics import Interval, Pooled, interval
+from lib.statistics import Pooled, interval
 
-PARTS = {
-    "along_mm": "shift along the ray",
-    "across_mm": "shift across it",
-    "shape_mm": "shape and rotation",
-}
+PARTS = ("along_mm", "across_mm", "shape_mm")
+"""Of the error, see `hand_frames`."""
 CONDITIONS = {
     "views": ("crops of the hand", (0.5, 1.5, 2.5), ("one", "two")),
     "distance_m": ("distance from the camera (m)", (0.0, 0.3, 0.4, 0.5, 2.0), ("< 0.3", "0.3-0.4", "0.4-0.5", "> 0.5")),
@@ -73,11 +70,6 @@ def hand_frames(predictions: Predictions, sequences: Sequence[LabelledSequence])
     return pd.concat(tables, ignore_index=True)
 
 
-def mean_by_sequence(frames: pd.DataFrame, column: str) -> Interval:
-    """The mean over hand-frames and its interval over sequences."""
-    return interval(Pooled.of([values.to_numpy() for _, values in frames.groupby("sequence")[column]]))
-
-
 def parts_table(frames: pd.DataFrame) -> pd.DataFrame:
     """The mean error of each method in mm, and the means of its parts; columns as in `hand_frames`.
 
@@ -101,7 +93,7 @@ def conditions_table(frames: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for condition in (*CONDITIONS, "motion", "user"):
         for (case, method), chosen in cases.groupby([condition, "method"], sort=False):
-            error = mean_by_sequence(chosen, "error_mm")
+            error = interval(Pooled.of([values.to_numpy() for _, values in chosen.groupby("sequence").error_mm]))
             share = 100 * len(chosen) / (cases.method == method).sum()
             row = {"condition": condition, "case": case, "method": method, "mpjpe_mm": error.value}
             row |= {"low": error.low, "high": error.high, "along_mm": chosen.along_mm.mean(), "share_percent": share}
