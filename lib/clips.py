@@ -85,6 +85,27 @@ class ClipBatch:
         factor = (deviation * torch.randn(self.shape[1], generator=generator)).exp().to(self.pinch.device)
         return replace(self, told_model=self.hand_model.scaled(factor.repeat(self.shape[0])))
 
+    def occluded(self, share: float, generator: torch.Generator) -> ClipBatch:
+        """The same clips; in a share of them a plain sheet passes before the hand, in all views alike.
+
+        The sheet lies between two parallel edges. Along a random direction they move by 0.3 to 1.5 times half the crop
+        in a frame, 1 to 6 halves apart, so that a hand is hidden for up to 20 frames.
+        """
+        frames, clips = self.shape
+
+        def uniform(low: float, high: float) -> Float[Tensor, "clips 1 1 1"]:
+            return (low + (high - low) * torch.rand(clips, 1, 1, 1, generator=generator)).to(self.pinch.device)
+
+        passes, angle, speed = uniform(0.0, 1.0) < share, uniform(-torch.pi, torch.pi), uniform(0.3, 1.5)
+        width, meets, shade = uniform(1.0, 6.0), uniform(0.0, float(frames)), uniform(0.1, 0.9)
+        place = torch.linspace(-1, 1, CROP_SIZE, device=self.pinch.device)
+        along = angle.cos() * place + angle.sin() * place[:, None]
+        time = torch.arange(frames, device=self.pinch.device)[:, None, None, None, None]
+        behind = speed * (time - meets) - along
+        hidden = ((behind > 0) & (behind < width) & passes).flatten(0, 1)
+        images = torch.where(hidden, shade.repeat(frames, 1, 1, 1), self.crops.images)
+        return replace(self, crops=replace(self.crops, images=images))
+
 
 class ClipSource:
     """The sequences of a cache, their pictures in one tensor on the training device.
@@ -108,13 +129,17 @@ class ClipSource:
             torch.tensor(lengths, device=device)
         )
         self.hand_models = stack_hands([sequence.hand_model for sequence in sequences]).to(device, torch.float32)
-        self._clips: dict[int, Int[Tensor, "clips 2"]] = {}
+        self._clips: dict[tuple[int, int], Int[Tensor, "clips 2"]] = {}
 
-    def clips(self, frames: int) -> Int[Tensor, "clips 2"]:
-        """Every clip of this length: its first frame and its hand. Raises InputError if there is none."""
-        if frames not in self._clips:
-            self._clips[frames] = self._find_clips(frames)
-        return self._clips[frames]
+    def clips(self, frames: int, pinch_copies: int = 1) -> Int[Tensor, "clips 2"]:
+        """Every clip of this length: its first frame and its hand. Those whose middle frame shows a pinch are there
+        `pinch_copies` times. Raises InputError if there is none."""
+        if (frames, pinch_copies) not in self._clips:
+            clips = self._find_clips(frames)
+            pinching = self.labels["pinch"].cpu()[clips[:, 0] + frames // 2, clips[:, 1]]
+            copies = torch.where(pinching, pinch_copies, 1)
+            self._clips[frames, pinch_copies] = clips.repeat_interleave(copies, dim=0)
+        return self._clips[frames, pinch_copies]
 
     def _find_clips(self, frames: int) -> Int[Tensor, "clips 2"]:
         seen = self.labels["views"].cpu() > 0

@@ -29,25 +29,35 @@ REFERENCE_NETWORK = NetworkConfig(stem="unshuffle", widths=(32, 64, 128), blocks
 REFERENCE_KEYNET = KeyNetConfig(blocks="residual")
 """The baseline sees through the same backbone."""
 
+PRETRAINING = "keynet_image_only"
+"""The image encoders of all end-to-end networks begin as that of this one: what recognises keypoints in a picture need
+not be learnt again by each."""
+
+
+def _clips(network: NetworkConfig, weights: LossWeights) -> ClipTrainingConfig:
+    return ClipTrainingConfig(network, weights, PRETRAINING, steps=4_400, pose_steps=2_800)
+
+
+def _crops(network: KeyNetConfig) -> KeypointTrainingConfig:
+    return KeypointTrainingConfig(network, hands=48, steps=5_600)
+
+
 _POSE = LossWeights(temporal=0.0, pinch=0.0)
 _POSE_TEMPORAL = LossWeights(pinch=0.0)
 EXPERIMENTS: dict[str, TrainingConfig] = {
-    "no_ftl": ClipTrainingConfig(replace(REFERENCE_NETWORK, feature_transform=False), _POSE),
-    "no_skeleton_encoder": ClipTrainingConfig(replace(REFERENCE_NETWORK, skeleton_encoder=False), _POSE),
-    "no_temporal": ClipTrainingConfig(replace(REFERENCE_NETWORK, temporal_module=False), _POSE),
-    "no_temporal_temporal_loss": ClipTrainingConfig(replace(REFERENCE_NETWORK, temporal_module=False), _POSE_TEMPORAL),
-    "full": ClipTrainingConfig(REFERENCE_NETWORK, _POSE),
-    "full_temporal_loss": ClipTrainingConfig(REFERENCE_NETWORK, _POSE_TEMPORAL),
-    "full_temporal_pinch_loss": ClipTrainingConfig(REFERENCE_NETWORK, LossWeights()),
-    "full_temporal_loss_long": ClipTrainingConfig(REFERENCE_NETWORK, _POSE_TEMPORAL, steps=13_500, pose_steps=9_500),
+    "keynet_image_only": _crops(replace(REFERENCE_KEYNET, keypoint_input=False)),
+    "no_ftl": _clips(replace(REFERENCE_NETWORK, feature_transform=False), _POSE),
+    "no_skeleton_encoder": _clips(replace(REFERENCE_NETWORK, skeleton_encoder=False), _POSE),
+    "no_temporal": _clips(replace(REFERENCE_NETWORK, temporal_module=False), _POSE),
+    "no_temporal_temporal_loss": _clips(replace(REFERENCE_NETWORK, temporal_module=False), _POSE_TEMPORAL),
+    "full": _clips(REFERENCE_NETWORK, _POSE),
+    "full_temporal_loss": _clips(REFERENCE_NETWORK, _POSE_TEMPORAL),
+    "full_temporal_pinch_loss": _clips(REFERENCE_NETWORK, LossWeights()),
     "detnet": DetectionTrainingConfig(steps=2_400),
-    "keynet": KeypointTrainingConfig(REFERENCE_KEYNET, hands=48, steps=5_600),
-    "keynet_image_only": KeypointTrainingConfig(replace(REFERENCE_KEYNET, keypoint_input=False), hands=48, steps=5_600),
+    "keynet": _crops(REFERENCE_KEYNET),
 }
-"""Rows of Tables 2 to 4 that are trained (`full_one_euro` filters `full`), each for about twelve minutes on two CPU
-cores; the network of `RELEASED`; and the multi-stage baseline."""
-RELEASED = "full_temporal_loss_long"
-"""The network to track with: one of those that are compared, trained about four times as long."""
+"""Rows of Tables 2 to 4 that are trained (`full_one_euro` filters `full`), for about a quarter of an hour each on two
+CPU cores; the multi-stage baseline; and, first, what the others begin with."""
 
 VALIDATION_SHARE = 0.1
 """Share of the training users that are held out, to watch the training and to tune thresholds."""
@@ -94,19 +104,35 @@ def train_experiment(
     config = experiment(name, profile)
     if compiled is not None:
         config = replace(config, compiled=compiled)
-    task = load_task(config, data_folder, generic_hand, device)
+    task = load_task(config, profile, data_folder, generic_hand, device)
     if minutes is not None:
         task = replace(task, config=fit_to_minutes(task, device, minutes, folder))
     return Run(folder, task, device).train(results_folder(profile) / "checkpoints" / f"{name}.safetensors")
 
 
-def load_task(config: TrainingConfig, folder: Path, generic_hand: HandModel, device: str) -> Task:
-    """What a configuration trains, on the rendered dataset in `folder`."""
+def load_task(config: TrainingConfig, profile: str, folder: Path, generic_hand: HandModel, device: str) -> Task:
+    """What a configuration trains, on the rendered dataset in `folder`.
+
+    Raises InputError if it begins with a network that the profile has not trained yet.
+    """
     if isinstance(config, ClipTrainingConfig):
-        return ClipTraining(config, load_clips(folder, device), generic_hand)
+        return ClipTraining(config, load_clips(folder, device), generic_hand, pretrained_weights(config, profile))
     if isinstance(config, KeypointTrainingConfig):
         return KeypointTraining(config, load_clips(folder, device))
     return DetectionTraining(config, load_views(folder, device))
+
+
+def pretrained_weights(config: ClipTrainingConfig, profile: str) -> Path | None:
+    """The file of the KeyNet that a training begins with, if it does."""
+    if config.pretrained is None:
+        return None
+    path = results_folder(profile) / "checkpoints" / f"{config.pretrained}.safetensors"
+    if not path.is_file():
+        raise InputError(
+            f"{path}, with which this training begins, is not there: "
+            f"run python -m lib train {config.pretrained} --profile {profile} first"
+        )
+    return path
 
 
 def load_clips(folder: Path, device: str) -> ClipData:

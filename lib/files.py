@@ -150,6 +150,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def fingerprint(sha256: Mapping[str, str]) -> str:
     """A short name for the content of files, from their hashes by path."""
     return hashlib.sha256(json.dumps(dict(sorted(sha256.items()))).encode()).hexdigest()[:16]

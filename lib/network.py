@@ -9,7 +9,7 @@ takes any mix of hands seen by one or two cameras. The temporal state is passed 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Literal
 
 import torch
@@ -233,6 +233,11 @@ class Backbone(nn.Module):
             self.stages.append(nn.Sequential(first, *(ResidualBlock(width, width) for _ in range(blocks - 1))))
             channels = width
         self.head = nn.Conv2d(channels, FEATURE_CHANNELS, 1)
+
+    @property
+    def image_layers(self) -> nn.ModuleList:
+        """All layers but the head: what looks at pictures, whatever for."""
+        return nn.ModuleList([*(layer for layer in self.stem if [*layer.parameters()]), *chain(*self.stages)])
 
     def forward(self, images: Float[Tensor, f"views 1 {CROP_SIZE} {CROP_SIZE}"]) -> Features:
         return self.head(self.stages(self.stem(images)))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lib.clips import NO_AUGMENTATION, Augmentation, ClipBatch, ClipSource
-from lib.files import MM
+from lib.files import MM, sha256_of
 from lib.hands import HandModel, for_hand
 from lib.losses import (
     LossWeights,
@@ -21,8 +23,12 @@ from lib.losses import (
     root_position_loss,
     temporal_loss,
 )
+from lib.multistage.keypoints import pretrain
 from lib.network import Crops, Features, HandPrediction, NetworkConfig, TemporalState, UmeTrack
 from lib.training import Losses, TrainingConfig, draw_examples
+
+PINCH_COPIES = 6
+"""How many times clips that show a pinch are drawn, for the baseline, too: 5 % of all clips, 23 % of those drawn."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,8 @@ class ClipTrainingConfig(TrainingConfig):
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     weights: LossWeights = field(default_factory=LossWeights)
+    pretrained: str | None = None
+    """The experiment whose KeyNet the image encoder begins as."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     pose_steps: int = 2_520
     hands: int = 96
@@ -47,6 +55,10 @@ class ClipTrainingConfig(TrainingConfig):
     """How wrong the size of the skeleton is that regressor K is told in the second phase (standard deviation of its
     logarithm). Rendered hands fit their skeletons to the bit, scanned and calibrated ones do not: who trusts the size
     alone places these at a wrong distance."""
+    pinch_copies: int = PINCH_COPIES
+    occluded: float = 0.25
+    """Share of the clips of the second phase in which a sheet passes before the hand: rendered training sequences have
+    no sheets, and nothing else hides a hand for long enough to be worth remembering."""
 
     def weights_at(self, step: int) -> LossWeights:
         """The loss weights of a step: no temporal and no pinch term in the first phase."""
@@ -67,8 +79,9 @@ class ClipTrainingConfig(TrainingConfig):
         return replace(phases, warmup_steps=min(self.warmup_steps, max(1, steps // 10)))
 
     def first_phase(self) -> tuple[int, ClipTrainingConfig]:
-        """The phase with L_pose alone and the true skeleton, the same for all weights of the other terms."""
-        return self.pose_steps, replace(self, weights=replace(self.weights, temporal=0.0, pinch=0.0), told_size=0.0)
+        """The phase with L_pose alone, true skeletons and bare hands, the same whatever is added in the second."""
+        pose = replace(self.weights, temporal=0.0, pinch=0.0)
+        return self.pose_steps, replace(self, weights=pose, told_size=0.0, occluded=0.0)
 
 
 @dataclass(frozen=True)
@@ -87,19 +100,32 @@ class ClipTraining:
     config: ClipTrainingConfig
     data: ClipData
     generic_hand: HandModel
+    pretrained: Path | None = None
+    """Weights of the KeyNet that the image encoder begins as."""
     watched = "known_mpjpe_mm"
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """What it learns from."""
+        data = {"data": self.data.fingerprint}
+        return data if self.pretrained is None else data | {"pretrained": sha256_of(self.pretrained)}
 
     def learner(self, device: torch.device) -> ClipLearner:
         """A new network, and what its losses need."""
-        return ClipLearner(UmeTrack(self.config.network).to(device), self.generic_hand.to(device, torch.float32))
+        network = UmeTrack(self.config.network)
+        if self.pretrained is not None:
+            pretrain(network.backbone, self.pretrained)
+        return ClipLearner(network.to(device), self.generic_hand.to(device, torch.float32))
 
     def batch(self, step: int, rank: int, processes: int) -> ClipBatch:
         """One process's share of the step's clips, augmented."""
         config, frames = self.config, self.config.clip_frames_at(step)
-        clips = self.data.train.clips(frames)
+        clips = self.data.train.clips(frames, config.pinch_copies)
         chosen, generator = draw_examples(clips, config.hands // frames, config.seed, step, rank, processes)
         batch = self.data.train.batch(chosen, frames, config.augmentation, generator)
-        return batch.misinformed(config.told_size, generator) if step >= config.pose_steps else batch
+        if step < config.pose_steps:
+            return batch
+        return batch.misinformed(config.told_size, generator).occluded(config.occluded, generator)
 
     def losses(self, learner: nn.Module, batch: ClipBatch, step: int) -> Losses:
         """The losses of a step, weighted as its phase says."""

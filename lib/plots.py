@@ -31,7 +31,6 @@ METHOD_NAMES = {
     "full": "full",
     "full_one_euro": "full, One-Euro",
     "full_temporal_loss": r"full, $L_{temp}$",
-    "full_temporal_loss_long": r"full, $L_{temp}$, trained longer",
     "full_temporal_pinch_loss": r"full, $L_{temp}+L_{pinch}$",
     "multistage": "multi-stage",
 }
@@ -43,7 +42,6 @@ METHOD_COLORS = {
     "full": "#56B4E9",
     "full_one_euro": "#E69F00",
     "full_temporal_loss": "#0072B2",
-    "full_temporal_loss_long": "#000000",
     "full_temporal_pinch_loss": "#009E73",
     "multistage": "#D55E00",
 }

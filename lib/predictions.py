@@ -6,7 +6,6 @@ made from; it is made again when the weights, the data or the code have changed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from lib.checkpoints import load_network
 from lib.errors import InputError
 from lib.experiments import EXPERIMENTS
-from lib.files import write_atomically
+from lib.files import sha256_of, write_atomically
 from lib.filters import OneEuroFilter
 from lib.hands import HandModel
 from lib.objective import ClipTrainingConfig
@@ -220,7 +219,7 @@ def trained_weights(profile: str, experiment: str) -> Path:
 
 def weights_hash(profile: str, experiment: str) -> str:
     """Identifies the weights of an experiment. Raises InputError if they are missing."""
-    return hashlib.sha256(trained_weights(profile, experiment).read_bytes()).hexdigest()
+    return sha256_of(trained_weights(profile, experiment))
 
 
 def track_recordings(track: Callable[[Recording, Skeleton], Tracks]) -> TrackSequences:

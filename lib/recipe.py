@@ -16,8 +16,8 @@ import torch
 
 from lib.clips import Augmentation
 from lib.errors import InputError
-from lib.experiments import EXPERIMENTS, REFERENCE_NETWORK, listed_files, load_task
-from lib.files import write_atomically
+from lib.experiments import EXPERIMENTS, REFERENCE_NETWORK, listed_files, load_task, pretrained_weights
+from lib.files import sha256_of, write_atomically
 from lib.hands import HandModel
 from lib.objective import ClipTrainingConfig
 from lib.results import commit, results_folder
@@ -27,6 +27,7 @@ BASE = EXPERIMENTS["full_temporal_loss"]
 _POSE_TEMPORAL = BASE.weights
 VARIANTS: dict[str, ClipTrainingConfig] = {
     "base": BASE,
+    "beginning from nothing": replace(BASE, pretrained=None),
     "learning rate x0.5": replace(BASE, learning_rate=BASE.learning_rate / 2),
     "learning rate x2": replace(BASE, learning_rate=BASE.learning_rate * 2),
     "constant learning rate": replace(BASE, schedule="constant"),
@@ -43,6 +44,8 @@ VARIANTS: dict[str, ClipTrainingConfig] = {
     "hands as large as they are": replace(BASE, augmentation=Augmentation(size=0.0)),
     "told the true size": replace(BASE, told_size=0.0),
     "told sizes 10 % wrong": replace(BASE, told_size=0.1),
+    "no sheets": replace(BASE, occluded=0.0),
+    "pinches as often as they are": replace(BASE, pinch_copies=1),
     "two views always": replace(BASE, augmentation=Augmentation(single_view=0.0)),
     "one view in 60 %": replace(BASE, augmentation=Augmentation(single_view=0.6)),
     "U weighs 0.3": replace(BASE, weights=replace(_POSE_TEMPORAL, unknown=0.3)),
@@ -66,25 +69,27 @@ def search(
     path = results_folder(profile) / "tables" / "recipe.csv"
     table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["variant", "crops_asked"])
     for name in names:
-        of_name, identity = (table.variant == name) & (table.crops_asked == crops), _identity(name, data_folder)
+        of_name, identity = (table.variant == name) & (table.crops_asked == crops), _identity(name, profile, data_folder)
         if not (table.reindex(columns=["identity"])[of_name] == identity).to_numpy().any():
             folder = results_folder(profile) / "runs" / "recipe" / f"{name} {crops} {identity}"
-            row = _train(name, folder, data_folder, generic_hand, device, crops) | {"identity": identity}
+            row = _train(name, profile, folder, data_folder, generic_hand, device, crops) | {"identity": identity}
             table = pd.concat((table[~of_name], pd.DataFrame([row])), ignore_index=True)
             write_atomically(path, lambda temporary, table=table: table.to_csv(temporary, index=False))
     return table
 
 
-def _identity(name: str, data_folder: Path) -> str:
-    """What a row is about: a hash of configuration and data."""
-    about = json.dumps([asdict(VARIANTS[name]), listed_files(data_folder, "crops")])
+def _identity(name: str, profile: str, data_folder: Path) -> str:
+    """What a row is about: a hash of configuration, data and the weights to begin with."""
+    begins = pretrained_weights(VARIANTS[name], profile)
+    sources = listed_files(data_folder, "crops"), begins and sha256_of(begins)
+    about = json.dumps([asdict(VARIANTS[name]), *sources])
     return hashlib.sha256(about.encode()).hexdigest()[:16]
 
 
 def _train(
-    name: str, folder: Path, data_folder: Path, generic_hand: HandModel, device: str, crops: int
+    name: str, profile: str, folder: Path, data_folder: Path, generic_hand: HandModel, device: str, crops: int
 ) -> dict[str, object]:
-    task = load_task(VARIANTS[name], data_folder, generic_hand, device)
+    task = load_task(VARIANTS[name], profile, data_folder, generic_hand, device)
     task = replace(task, config=task.config.lasting(crops // len(task.batch(0, 0, 1))))
     run = Run(folder, task, device)
     run.train(folder / "weights.safetensors")

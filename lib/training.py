@@ -90,8 +90,8 @@ class Task(Protocol):
     """
 
     config: TrainingConfig
-    data: Any
-    """Names itself by its `fingerprint`."""
+    sources: Mapping[str, str]
+    """Fingerprints of what it learns from."""
     watched: str
     """The term that the progress bar shows."""
 
@@ -212,7 +212,7 @@ class Run:
     def _first_phase(self) -> Path:
         """Where the runs beside this one find and leave the state after the phase that they have in common."""
         _, config = self.config.first_phase()
-        common = json.dumps([asdict(config), self.task.data.fingerprint, str(self.device)])
+        common = json.dumps([asdict(config), dict(self.task.sources), str(self.device)])
         return self.folder.parent / "first_phases" / f"{hashlib.sha256(common.encode()).hexdigest()[:16]}.pt"
 
     def _resume(self) -> None:
@@ -229,7 +229,7 @@ class Run:
     def _claim_folder(self) -> None:
         """Write down what the run is, or check that the folder holds the same one."""
         path = self.folder / "config.json"
-        mine = json.loads(json.dumps({"training": asdict(self.config), "data": self.task.data.fingerprint}))
+        mine = json.loads(json.dumps({"training": asdict(self.config), **self.task.sources}))
         if path.exists():
             theirs = read_json(path)
             changed = _differences({k: theirs.get(k) for k in mine}, mine)

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from lib.claims import claims_table
-from lib.experiments import RELEASED
 from lib.methods import predict_all
 from lib.pinch_detection import latency_table
 from lib.predictions import predict
@@ -44,8 +43,7 @@ def cells():
 
 
 def training():
-    names = TEMPORAL, RELEASED
-    return training_table({(n, s): made for n in names for s, made in predict(n, PROFILE, DATA).items()}, PROFILE)
+    return training_table({(TEMPORAL, s): made for s, made in predict(TEMPORAL, PROFILE, DATA).items()}, PROFILE)
 
 
 def pinch_latency():

@@ -112,6 +112,31 @@ def test_misinformed_clips_are_told_of_one_wrong_size_each(sequences):
     assert torch.equal(batch.told_model.landmark_rest_positions, batch.hand_model.landmark_rest_positions)
 
 
+def test_clips_that_show_a_pinch_count_as_often_as_asked(sequences):
+    source = ClipSource(sequences)
+    source.labels["pinch"][:] = False
+    source.labels["pinch"][2, 1] = True
+    once, often = ([tuple(clip) for clip in source.clips(3, copies).tolist()] for copies in (1, 4))
+    assert [often.count(clip) for clip in once] == [4 if clip == (1, 1) else 1 for clip in once]
+    assert set(once) == set(often)
+
+
+def test_a_sheet_passes_before_some_hands_and_in_all_their_views(sequences):
+    source = ClipSource(sequences[1:])
+    batch = source.batch(source.clips(9).repeat(100, 1), 9, NO_AUGMENTATION, torch.Generator())
+    occluded = batch.occluded(0.5, torch.Generator().manual_seed(0))
+    hidden = (occluded.crops.images != batch.crops.images)[batch.crops.two_views]
+    assert torch.equal(hidden[:, 0], hidden[:, 1])
+    changed = (occluded.crops.images != batch.crops.images).unflatten(0, batch.shape)[:, :, 0]
+    assert 0.3 < changed.any(dim=-1).any(dim=-1).any(dim=0).float().mean() < 0.6  # some sheets come after the clip
+    share = changed.float().mean(dim=(-2, -1))
+    assert (share == 0).any(dim=0).float().mean() > 0.5
+    assert (share == 1).any()
+    for picture, where in zip(occluded.crops.images[:, 0], changed.flatten(0, 1), strict=True):
+        assert picture[where].unique().numel() <= 1  # plain
+    assert torch.equal(batch.occluded(0.0, torch.Generator()).crops.images, batch.crops.images)
+
+
 def test_a_larger_world_looks_the_same(sequences):
     source = ClipSource(sequences)
     clips = source.clips(3)[:6]

@@ -1,6 +1,7 @@
 """DetNet and KeyNet: their sizes, their codes of keypoints and circles, their batches, and that they learn."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch.nn.functional import grid_sample
 from lib.checkpoints import load_network, load_weights, save_network
 from lib.clips import NO_AUGMENTATION, Augmentation, ClipSource
 from lib.errors import InputError
+from lib.experiments import PUBLISHED_NETWORK, REFERENCE_NETWORK
 from lib.hands import for_hand
 from lib.multistage.detection import Circles, DetNet, DetNetConfig, detect, normalised, to_circles
 from lib.multistage.detection_training import (
@@ -24,8 +26,20 @@ from lib.multistage.detection_training import (
     detection_errors,
 )
 from lib.multistage.keypoint_training import KeypointTraining, KeypointTrainingConfig, PriorConfig, crop_batch
-from lib.multistage.keypoints import BIN_PX, Heatmaps, KeyNet, KeyNetConfig, decode, hand_scale, predict, prior, targets
+from lib.multistage.keypoints import (
+    BIN_PX,
+    Heatmaps,
+    KeyNet,
+    KeyNetConfig,
+    decode,
+    hand_scale,
+    predict,
+    pretrain,
+    prior,
+    targets,
+)
 from lib.multistage.views import ViewSequence, shrink, view_sequence
+from lib.network import UmeTrack
 from lib.objective import ClipData
 from lib.recordings import read_recording
 from lib.rendered.shape import generic_hand, user_hand
@@ -51,6 +65,37 @@ def multiplications(network: nn.Module, *inputs: torch.Tensor) -> int:
     with torch.no_grad():
         network.eval()(*inputs)
     return sum(counts)
+
+
+def saved(keynet: KeyNet, folder: Path) -> Path:
+    save_network(keynet, folder / "keynet.safetensors")
+    return folder / "keynet.safetensors"
+
+
+def test_an_image_encoder_begins_with_what_a_keynet_sees(tmp_path):
+    torch.manual_seed(0)
+    keynet = KeyNet(KeyNetConfig(keypoint_input=False, blocks="residual"))
+    keynet.train()(torch.rand(8, 1, 96, 96), torch.zeros(8, 63))  # means and variances of its own
+    backbone = UmeTrack(REFERENCE_NETWORK).backbone
+    pretrain(backbone, saved(keynet, tmp_path))
+    images = torch.rand(2, 1, 96, 96)
+    with torch.no_grad():
+        seen = backbone.eval().stages(backbone.stem(images))
+        expected = keynet.eval().backbone.trunk[0](keynet.backbone.image(images))
+    assert torch.allclose(seen, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("keynet", "network", "message"),
+    [
+        (KeyNetConfig(blocks="inverted", keypoint_input=False), REFERENCE_NETWORK, "expected residual"),
+        (KeyNetConfig(blocks="residual"), REFERENCE_NETWORK, "has shape"),
+        (KeyNetConfig(blocks="residual", keypoint_input=False), PUBLISHED_NETWORK, "missing"),
+    ],
+)
+def test_an_image_encoder_begins_as_no_other_keynet(keynet, network, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        pretrain(UmeTrack(network).backbone, saved(KeyNet(keynet), tmp_path))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ def trained(tmp_path, monkeypatch) -> list[str]:
     """What is trained, in place of which a row is made up; there is one file of data."""
     asked = []
 
-    def train(name, folder, data_folder, generic, device, crops):
+    def train(name, profile, folder, data_folder, generic, device, crops):
         asked.append(name)
         return {"variant": name, "crops_asked": crops, "known_mpjpe_mm": float(len(asked))}
 
@@ -23,7 +23,13 @@ def trained(tmp_path, monkeypatch) -> list[str]:
     index = tmp_path / "data" / "training.json"
     index.parent.mkdir()
     write_atomically(index, lambda path: path.write_text('{"sha256": {"crops/a.npy": "1"}}'))
+    begins_with(tmp_path, "one")
     return asked
+
+
+def begins_with(tmp_path, content: str) -> None:
+    weights = tmp_path / "results/tiny/checkpoints/keynet_image_only.safetensors"
+    write_atomically(weights, lambda path: path.write_text(content))
 
 
 def search(tmp_path, *names: str) -> pd.DataFrame:
@@ -36,13 +42,15 @@ def test_a_variant_is_trained_once(trained, tmp_path):
     assert trained == ["base", "U weighs 0", "batch x2"]
 
 
-def test_another_configuration_or_other_data_replace_the_row(trained, tmp_path, monkeypatch):
+def test_another_configuration_other_data_or_another_beginning_replace_the_row(trained, tmp_path, monkeypatch):
     search(tmp_path, "base", "U weighs 0")
     monkeypatch.setitem(recipe.VARIANTS, "base", replace(recipe.BASE, hands=8))
     table = search(tmp_path, "base", "U weighs 0").set_index("variant")
     assert table.known_mpjpe_mm.to_dict() == {"U weighs 0": 2.0, "base": 3.0}
     (tmp_path / "data" / "training.json").write_text('{"sha256": {"crops/a.npy": "2"}}')
     assert search(tmp_path, "base").known_mpjpe_mm.tolist() == [2.0, 4.0]
+    begins_with(tmp_path, "another")
+    assert search(tmp_path, "base").known_mpjpe_mm.tolist() == [2.0, 5.0]
 
 
 def test_an_unknown_variant_lists_what_there_is(trained, tmp_path):

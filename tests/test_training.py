@@ -16,11 +16,14 @@ from conftest import TINY, tiny_network
 from test_clips import sequence_of
 from torch.nn.parallel import DistributedDataParallel
 
+from lib.checkpoints import save_network
 from lib.clips import NO_AUGMENTATION, ClipSource
 from lib.errors import InputError
+from lib.experiments import REFERENCE_NETWORK, experiment, pretrained_weights
 from lib.files import read_json
 from lib.hands import for_hand
 from lib.losses import LossWeights, pinch_loss, temporal_loss
+from lib.multistage.keypoints import KeyNet, KeyNetConfig
 from lib.network import Crops, TemporalState
 from lib.objective import ClipData, ClipLearner, ClipTraining, ClipTrainingConfig, clip_features
 from lib.rendered.shape import generic_hand
@@ -228,6 +231,31 @@ def test_another_configuration_is_refused_with_the_difference(data, tmp_path):
         run(tmp_path, data, learning_rate=0.5)
     with pytest.raises(InputError, match="data: made up there, other asked for"):
         run(tmp_path, replace(data, fingerprint="other"))
+
+
+def test_a_run_that_begins_with_another_network_is_bound_to_it(data, tmp_path):
+    weights = tmp_path / "keynet.safetensors"
+
+    def begun(name: str, seed: int) -> Run:
+        torch.manual_seed(seed)
+        save_network(KeyNet(KeyNetConfig(keypoint_input=False, blocks="residual")), weights)
+        config = replace(CONFIG, network=REFERENCE_NETWORK, pretrained="keynet_image_only")
+        return Run(tmp_path / name, ClipTraining(config, data, generic_hand(), weights), "cpu")
+
+    first, same, other = (begun(*name_and_seed) for name_and_seed in (("a", 0), ("b", 0), ("c", 1)))
+    of_first, of_same, of_other = (training.network.backbone.stem[1].weight for training in (first, same, other))
+    assert torch.equal(of_first, of_same)
+    assert not torch.equal(of_first, of_other)
+    assert read_json(tmp_path / "a/config.json")["data"] == read_json(tmp_path / "c/config.json")["data"]
+    with pytest.raises(InputError, match=r"holds another run.*\n  pretrained: \w+ there, \w+ asked for"):
+        begun("a", 1)
+
+
+def test_what_a_training_begins_with_must_have_been_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr("lib.experiments.results_folder", lambda profile: tmp_path / profile)
+    with pytest.raises(InputError, match=r"run python -m lib train keynet_image_only --profile smoke first"):
+        pretrained_weights(experiment("full", "smoke"), "smoke")
+    assert pretrained_weights(CONFIG, "smoke") is None
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(data, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -134,6 +134,11 @@ class DetectionTraining:
     config: DetectionTrainingConfig
     data: ViewData
     watched = "center_px"
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """What it learns from."""
+        return {"data": self.data.fingerprint}
 
     def learner(self, device: torch.device) -> DetectionLearner:
         """A new DetNet and its loss."""

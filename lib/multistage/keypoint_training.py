@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +15,7 @@ from lib.files import MM
 from lib.hands import HandModel, for_hand
 from lib.multistage.keypoints import KeyNet, KeyNetConfig, decode, hand_scale, prior, relative_distance, targets
 from lib.network import CROP_SIZE
-from lib.objective import ClipData
+from lib.objective import PINCH_COPIES, ClipData
 from lib.training import Losses, TrainingConfig, draw_examples
 from lib.transforms import apply, axis_angle_rotation, homogeneous
 
@@ -53,6 +54,7 @@ class KeypointTrainingConfig(TrainingConfig):
     augmentation: Augmentation = field(default_factory=lambda: Augmentation(single_view=0.0))
     prior: PriorConfig = field(default_factory=PriorConfig)
     distance_weight: float = 0.05
+    pinch_copies: int = PINCH_COPIES
     hands: int = 16
     """Per batch; each gives one crop or two."""
     validation_hands: int = 256
@@ -111,6 +113,11 @@ class KeypointTraining:
     data: ClipData
     watched = "median_px"
 
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """What it learns from."""
+        return {"data": self.data.fingerprint}
+
     def learner(self, device: torch.device) -> KeypointLearner:
         """A new KeyNet and its loss."""
         return KeypointLearner(KeyNet(self.config.network).to(device), self.config.distance_weight)
@@ -118,7 +125,8 @@ class KeypointTraining:
     def batch(self, step: int, rank: int, processes: int) -> CropBatch:
         """One process's share of the step's hands, augmented."""
         config, data = self.config, self.data
-        hands, generator = draw_examples(data.train.clips(1), config.hands, config.seed, step, rank, processes)
+        clips = data.train.clips(1, config.pinch_copies)
+        hands, generator = draw_examples(clips, config.hands, config.seed, step, rank, processes)
         return crop_batch(data.train, hands, config.augmentation, config.prior, generator)
 
     def losses(self, learner: nn.Module, batch: CropBatch, step: int) -> Losses:

@@ -7,15 +7,19 @@ end-to-end network (§3.1) instead of square cut-outs of the fisheye view, which
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from lib.checkpoints import check_names_and_shapes, load_weights
+from lib.errors import InputError
 from lib.hands import NUM_LANDMARKS, SKELETON_EDGES, HandModel
 from lib.multistage.layers import InvertedResidual, convolution, stacked
 from lib.network import CROP_SIZE, ResidualBlock
+from lib.network import Backbone as ImageEncoder
 
 BINS = 18
 BIN_PX, FIRST_BIN_PX = 8.0, -20.5
@@ -125,11 +129,32 @@ class Backbone(nn.Module):
             size = BRANCH_CHANNELS * BRANCH_SIZE**2
             self.keypoints = nn.Sequential(nn.Linear(3 * NUM_LANDMARKS, size), nn.ReLU(), nn.Unflatten(1, shape))
 
+    @property
+    def image_layers(self) -> nn.ModuleList:
+        """The layers that the end-to-end reference network has, too; of `residual` blocks only."""
+        _, stem, _, blocks = self.image
+        return nn.ModuleList([*stem, *blocks, *self.trunk[0]])
+
     def forward(self, images: Images, prior: Float[Tensor, "crops 63"]) -> Float[Tensor, "crops 160 6 6"]:
         features = self.image(images)
         if self.keypoints is not None:
             features = torch.cat((features, self.keypoints(prior)), dim=1)
         return self.trunk(features)
+
+
+def pretrain(backbone: ImageEncoder, weights: Path) -> None:
+    """Let the end-to-end network's image encoder begin with what a KeyNet has learnt to see; its head stays new.
+
+    Raises InputError if there are no weights, or not those of a KeyNet of the same layers: without keypoint input, of
+    `residual` blocks, and for the reference network.
+    """
+    keynet = load_weights(weights, KeyNet, KeyNetConfig)
+    if keynet.config.blocks != "residual":
+        raise InputError(f"{weights} holds a KeyNet of {keynet.config.blocks} blocks, expected residual ones")
+    layers, learnt = backbone.image_layers, keynet.backbone.image_layers.state_dict()
+    learnt["0.bias"] = torch.zeros_like(layers[0].bias)
+    check_names_and_shapes(learnt, layers.state_dict(), weights)
+    layers.load_state_dict(learnt)
 
 
 @torch.inference_mode()

@@ -13,7 +13,6 @@ its final name only when complete; what already exists is kept, so that a broken
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import multiprocessing
 import signal
@@ -33,7 +32,7 @@ from tqdm import tqdm
 
 from lib.crop_cache import crop_sequence
 from lib.errors import InputError
-from lib.files import MM, fingerprint, read_json, write_atomically
+from lib.files import MM, fingerprint, read_json, sha256_of, write_atomically
 from lib.multistage.views import view_sequence
 from lib.recordings import Recording, labels_to_json
 from lib.rendered.bodies import FOREARM, FOREARM_BONES
@@ -291,4 +290,4 @@ def _write_sequence(key: SequenceKey, output: Path) -> dict[str, str]:
         for form in missing:
             form.write(sequence.below(output / form.folder))
     files = [path for files in paths.values() for path in files]
-    return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {str(path.relative_to(output)): sha256_of(path) for path in files}
