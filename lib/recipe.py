@@ -69,7 +69,8 @@ def search(
     path = results_folder(profile) / "tables" / "recipe.csv"
     table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["variant", "crops_asked"])
     for name in names:
-        of_name, identity = (table.variant == name) & (table.crops_asked == crops), _identity(name, profile, data_folder)
+        of_name = (table.variant == name) & (table.crops_asked == crops)
+        identity = _identity(name, profile, data_folder)
         if not (table.reindex(columns=["identity"])[of_name] == identity).to_numpy().any():
             folder = results_folder(profile) / "runs" / "recipe" / f"{name} {crops} {identity}"
             row = _train(name, profile, folder, data_folder, generic_hand, device, crops) | {"identity": identity}

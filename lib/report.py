@@ -63,8 +63,8 @@ def runs(profile: str) -> pd.DataFrame:
     rows = []
     for name in training_curves(profile):
         effort = training_effort(profile, name)
-        network = read_json(results_folder(profile) / "runs" / name / "config.json")["training"].get("network", {})
-        row = {"experiment": f"`{name}`", "backbone": _backbone(network), "steps": f"{effort['steps']}"}
+        training = read_json(results_folder(profile) / "runs" / name / "config.json")["training"]
+        row = {"experiment": f"`{name}`", "backbone": _backbone(training), "steps": f"{effort['steps']}"}
         row |= {"examples": f"{effort['crops']:,}", "minutes": f"{effort['minutes']}", "machine": effort["machine"]}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -85,10 +85,12 @@ def reached(profile: str) -> pd.DataFrame:
     )
 
 
-def _backbone(network: dict) -> str:
+def _backbone(training: dict) -> str:
+    network = training.get("network", {})
     if "widths" not in network:
         return "of the baseline"
-    return f"{network['stem']} stem, {'-'.join(map(str, network['widths']))} channels"
+    beginning = f", begins as `{training['pretrained']}`" if training.get("pretrained") else ""
+    return f"{network['stem']} stem, {'-'.join(map(str, network['widths']))} channels{beginning}"
 
 
 def ablations(profile: str) -> pd.DataFrame:

@@ -46,7 +46,7 @@ def training_effort(profile: str, experiment: str) -> dict[str, object]:
         "steps": about["training"]["steps"],
         "crops": int(last.crops),
         "minutes": round(last.seconds / 60),
-        "machine": "; ".join(f"{device}, {' then '.join(numbers)} threads" for device, numbers in threads.items()),
+        "machine": "; ".join(f"{device}, threads: {' then '.join(used)}" for device, used in threads.items()),
         "seed": about["training"]["seed"],
         "commit": " ".join(dict.fromkeys(one["commit"] for one in sittings)),
     }

@@ -30,7 +30,8 @@ def results(tmp_path, monkeypatch) -> Path:
         run = folder / "runs" / name
         run.mkdir(parents=True)
         sittings = [{"commit": "abc", "machine": {"device": "abacus", "threads": n}} for n in (1, 2, 2)]
-        about = {"training": {"steps": 500, "seed": 0, "network": network}, "sittings": sittings}
+        training = {"steps": 500, "seed": 0, "network": network, "pretrained": "keynet"}
+        about = {"training": training, "sittings": sittings}
         (run / "config.json").write_text(json.dumps(about))
         pd.DataFrame({"step": [249, 499], "crops": [4000, 8000], "seconds": [60.0, 119.0]}).to_csv(
             run / "curve.csv", index=False
@@ -71,11 +72,11 @@ def test_every_number_beside_that_of_the_paper(results):
 def test_what_was_trained(results):
     text = results_section("tiny")
     assert row(text, "`full` | unshuffle")[1:] == [
-        "unshuffle stem, 24-48 channels",
+        "unshuffle stem, 24-48 channels, begins as `keynet`",
         "500",
         "8,000",
         "2",
-        "abacus, 1 then 2 threads",
+        "abacus, threads: 1 then 2",
     ]
     assert row(text, "`keynet`")[1] == "of the baseline"
 
@@ -85,7 +86,7 @@ def test_what_was_reached(results):
     line = row(results_section("tiny"), "`full` | known | separate-hand")
     assert line[3] == f"{reached.mpjpe_mm:.1f} [{reached.low:.1f}, {reached.high:.1f}]"
     assert reached.low <= reached.mpjpe_mm <= reached.high
-    assert (reached.crops, reached.minutes, reached.machine) == (8000, 2, "abacus, 1 then 2 threads")
+    assert (reached.crops, reached.minutes, reached.machine) == (8000, 2, "abacus, threads: 1 then 2")
 
 
 def test_before_all_networks_are_trained(results):
