@@ -233,6 +233,10 @@ class Backbone(nn.Module):
             self.stages.append(nn.Sequential(first, *(ResidualBlock(width, width) for _ in range(blocks - 1))))
             channels = width
         self.head = nn.Conv2d(channels, FEATURE_CHANNELS, 1)
+        # Features are moved by the decimetres between cameras, so they begin of that size. The usual five times larger
+        # ones drown what there is to triangulate by, which the network then learns late.
+        for parameter in self.head.parameters():
+            nn.init.uniform_(parameter, -0.2 * channels**-0.5, 0.2 * channels**-0.5)
 
     @property
     def image_layers(self) -> nn.ModuleList:

@@ -172,11 +172,12 @@ def in_mm(transforms: torch.Tensor) -> torch.Tensor:
 
 
 def tiny_network(seed: int = 0, **changes) -> UmeTrack:
-    """A small network in evaluation mode: batch normalisations are no identities, and its memory matters."""
+    """A small network in evaluation mode: batch normalisations are no identities, its views and its memory matter."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = UmeTrack(NetworkConfig(**{**TINY.__dict__, **changes}))
+        network.backbone.head.reset_parameters()
         if network.config.temporal_module:
             network.temporal[0].reset_parameters()
     for module in network.modules():

@@ -6,6 +6,7 @@ import torch
 from conftest import TINY, random_crops, random_poses, tiny_network
 from torch.testing import assert_close
 
+from lib.experiments import REFERENCE_NETWORK
 from lib.hands import for_hand
 from lib.network import (
     BACKBONE_FOCAL_PX,
@@ -302,3 +303,10 @@ def test_training_reaches_every_parameter(rng, skeleton):
         n for n, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()
     ]
     assert not unreached
+
+
+def test_new_features_are_as_large_as_the_distance_between_cameras():
+    torch.manual_seed(0)
+    with torch.no_grad():
+        features = UmeTrack(REFERENCE_NETWORK).backbone(torch.rand(16, 1, 96, 96))
+    assert 0.03 < features.std() < 0.3
