@@ -35,7 +35,7 @@ not be learnt again by each."""
 
 
 def _clips(network: NetworkConfig, weights: LossWeights) -> ClipTrainingConfig:
-    return ClipTrainingConfig(network, weights, PRETRAINING, steps=4_000, pose_steps=2_500)
+    return ClipTrainingConfig(network, weights, PRETRAINING, steps=8_500, pose_steps=7_000)
 
 
 def _crops(network: KeyNetConfig) -> KeypointTrainingConfig:

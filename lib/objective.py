@@ -36,9 +36,10 @@ class ClipTrainingConfig(TrainingConfig):
     """A network, its losses and its batches of clips.
 
     The first `pose_steps` train with L_pose alone, on clips of `pose_clip_frames`; the rest with all `weights`, on
-    clips of `clip_frames`. A batch holds as many clips as make `hands` hands, each in one or two views. Source:
-    §5.1. Deviation: clip lengths and batch, which the paper leaves open or chooses for nine GPUs. So few clips are in a
-    batch of the second phase that their mean and variance say little: batch normalisation keeps those of the first.
+    clips of `clip_frames`; each phase has a schedule of its own. A batch holds as many clips as make `hands` hands,
+    each in one or two views. Source: §5.1. Deviation: clip lengths and batch, which the paper leaves open or chooses
+    for nine GPUs. So few clips are in a batch of the second phase, and their frames so alike, that their mean and
+    variance say little, and that it forgets at the rate of the first: the statistics are kept, and the rate is lower.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -47,6 +48,7 @@ class ClipTrainingConfig(TrainingConfig):
     """The experiment whose KeyNet the image encoder begins as."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     pose_steps: int = 2_520
+    second_learning_rate: float = 2e-4
     hands: int = 96
     pose_clip_frames: int = 1
     clip_frames: int = 8
@@ -69,9 +71,10 @@ class ClipTrainingConfig(TrainingConfig):
         return self.pose_clip_frames if step < self.pose_steps else self.clip_frames
 
     def learning_rate_at(self, step: int) -> float:
-        """The learning rate of a step; it warms up again for what the second phase trains first, the memory."""
-        rate = super().learning_rate_at(step)
-        return rate * min(1.0, (step - self.pose_steps + 1) / self.warmup_steps) if step >= self.pose_steps else rate
+        """The learning rate of a step: each phase has a schedule of its own."""
+        if step < self.pose_steps:
+            return self.scheduled(self.learning_rate, step, self.pose_steps)
+        return self.scheduled(self.second_learning_rate, step - self.pose_steps, self.steps - self.pose_steps)
 
     def lasting(self, steps: int) -> ClipTrainingConfig:
         """The same training in another number of steps, phases in proportion."""
@@ -79,9 +82,10 @@ class ClipTrainingConfig(TrainingConfig):
         return replace(phases, warmup_steps=min(self.warmup_steps, max(1, steps // 10)))
 
     def first_phase(self) -> tuple[int, ClipTrainingConfig]:
-        """The phase with L_pose alone, true skeletons and bare hands, the same whatever is added in the second."""
+        """The phase with L_pose alone, true skeletons and bare hands, the same whatever the second one does."""
+        without_second = {"steps": self.pose_steps, "clip_frames": self.pose_clip_frames, "second_learning_rate": 0.0}
         pose = replace(self.weights, temporal=0.0, pinch=0.0)
-        return self.pose_steps, replace(self, weights=pose, told_size=0.0, occluded=0.0)
+        return self.pose_steps, replace(self, weights=pose, told_size=0.0, occluded=0.0, **without_second)
 
 
 @dataclass(frozen=True)

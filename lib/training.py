@@ -59,10 +59,14 @@ class TrainingConfig:
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a step."""
-        warm = self.learning_rate * min(1.0, (step + 1) / self.warmup_steps)
+        return self.scheduled(self.learning_rate, step, self.steps)
+
+    def scheduled(self, highest: float, step: int, steps: int) -> float:
+        """The learning rate of a step of as many as the schedule is for."""
+        warm = highest * min(1.0, (step + 1) / self.warmup_steps)
         if self.schedule == "constant":
             return warm
-        progress = torch.tensor(step / self.steps).clamp(max=1.0)
+        progress = torch.tensor(step / steps).clamp(max=1.0)
         return warm * float(0.5 + 0.5 * torch.cos(torch.pi * progress))
 
     def lasting(self, steps: int) -> TrainingConfig:

@@ -118,16 +118,15 @@ def test_clip_state_is_carried_frame_by_frame(batch):
 
 
 def test_phases_and_schedule():
-    config = replace(CONFIG, pose_steps=5, steps=10, learning_rate=1.0, warmup_steps=4)
+    config = replace(CONFIG, pose_steps=5, steps=10, learning_rate=1.0, second_learning_rate=0.1, warmup_steps=4)
     assert config.weights_at(4) == replace(config.weights, temporal=0.0, pinch=0.0)
     assert config.weights_at(5) == config.weights
     rates = [config.learning_rate_at(step) for step in range(11)]
     assert rates[0] == pytest.approx(0.25)
-    assert rates[5] == pytest.approx(0.5 / 4)  # half a cosine, and warming up again
-    assert rates[9] == pytest.approx(0.5 + 0.5 * np.cos(0.9 * np.pi))
-    assert rates[10] == pytest.approx(0.0, abs=1e-7)
+    assert rates[4] == pytest.approx(0.5 + 0.5 * np.cos(0.8 * np.pi))
+    assert rates[5:] == pytest.approx([0.1 * rate for rate in (*rates[:5], 0.0)], abs=1e-7)
     constant = replace(config, schedule="constant")
-    assert [constant.learning_rate_at(step) for step in (0, 3, 5, 10)] == pytest.approx([0.25, 1.0, 0.25, 1.0])
+    assert [constant.learning_rate_at(step) for step in (0, 3, 5, 10)] == pytest.approx([0.25, 1.0, 0.025, 0.1])
     assert (config.lasting(40).steps, config.lasting(40).pose_steps) == (40, 20)
 
 
