@@ -56,8 +56,8 @@ EXPERIMENTS: dict[str, TrainingConfig] = {
     "detnet": DetectionTrainingConfig(steps=2_400),
     "keynet": _crops(REFERENCE_KEYNET),
 }
-"""Rows of Tables 2 to 4 that are trained (`full_one_euro` filters `full`), for about a quarter of an hour each on two
-CPU cores; the multi-stage baseline; and, first, what the others begin with."""
+"""Rows of Tables 2 to 4 that are trained (`full_one_euro` filters `full`), for about half an hour each on two CPU
+cores; the multi-stage baseline; and, first, what the others begin with."""
 
 VALIDATION_SHARE = 0.1
 """Share of the training users that are held out, to watch the training and to tune thresholds."""

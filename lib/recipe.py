@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -16,10 +17,10 @@ import torch
 
 from lib.clips import Augmentation
 from lib.errors import InputError
-from lib.experiments import EXPERIMENTS, REFERENCE_NETWORK, listed_files, load_task, pretrained_weights
+from lib.experiments import EXPERIMENTS, REFERENCE_NETWORK, listed_files, load_clips, pretrained_weights
 from lib.files import sha256_of, write_atomically
 from lib.hands import HandModel
-from lib.objective import ClipTrainingConfig
+from lib.objective import ClipTraining, ClipTrainingConfig
 from lib.results import commit, results_folder
 from lib.training import Run
 
@@ -80,6 +81,9 @@ def search(
     return table
 
 
+_loaded_once = cache(load_clips)
+
+
 def _identity(name: str, profile: str, data_folder: Path) -> str:
     """What a row is about: a hash of configuration, data and the weights to begin with."""
     begins = pretrained_weights(VARIANTS[name], profile)
@@ -91,7 +95,8 @@ def _identity(name: str, profile: str, data_folder: Path) -> str:
 def _train(
     name: str, profile: str, folder: Path, data_folder: Path, generic_hand: HandModel, device: str, crops: int
 ) -> dict[str, object]:
-    task = load_task(VARIANTS[name], profile, data_folder, generic_hand, device)
+    begins = pretrained_weights(VARIANTS[name], profile)
+    task = ClipTraining(VARIANTS[name], _loaded_once(data_folder, device), generic_hand, begins)
     task = replace(task, config=task.config.lasting(crops // len(task.batch(0, 0, 1))))
     run = Run(folder, task, device)
     run.train(folder / "weights.safetensors")

@@ -120,6 +120,7 @@ class Run:
 
     def __init__(self, folder: Path, task: Task, device: torch.device | str):
         self.folder, self.task, self.config, self.device = folder, task, task.config, torch.device(device)
+        self.sources = dict(task.sources)
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         torch.manual_seed(self.config.seed)
         self.module = task.learner(self.device)
@@ -216,7 +217,7 @@ class Run:
     def _first_phase(self) -> Path:
         """Where the runs beside this one find and leave the state after the phase that they have in common."""
         _, config = self.config.first_phase()
-        common = json.dumps([asdict(config), dict(self.task.sources), str(self.device)])
+        common = json.dumps([asdict(config), self.sources, str(self.device)])
         return self.folder.parent / "first_phases" / f"{hashlib.sha256(common.encode()).hexdigest()[:16]}.pt"
 
     def _resume(self) -> None:
@@ -233,7 +234,7 @@ class Run:
     def _claim_folder(self) -> None:
         """Write down what the run is, or check that the folder holds the same one."""
         path = self.folder / "config.json"
-        mine = json.loads(json.dumps({"training": asdict(self.config), **self.task.sources}))
+        mine = json.loads(json.dumps({"training": asdict(self.config), **self.sources}))
         if path.exists():
             theirs = read_json(path)
             changed = _differences({k: theirs.get(k) for k in mine}, mine)
