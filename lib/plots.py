@@ -78,11 +78,10 @@ def training_figure(logs: Mapping[str, pd.DataFrame], metric: str = "known_mpjpe
         axes.plot(crops, log[metric].ewm(halflife=max(1, len(log) / 100)).mean(), alpha=0.3, lw=0.8, **style)
         measured = log[f"validation_{metric}"].notna()
         axes.plot(crops[measured], log[f"validation_{metric}"][measured], lw=1.2, label=METHOD_NAMES[name], **style)
-    axes.set(xlabel="crops seen (millions)", ylabel="MPJPE (mm)", xscale="log", yscale="log")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel="crops seen (millions)", ylabel="MPJPE (mm)", xlim=(0, None), yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
