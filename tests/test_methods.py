@@ -13,6 +13,7 @@ from test_streams import tiny_dataset
 from lib.cli import main
 from lib.errors import InputError
 from lib.methods import predict_all, predict_multistage, tune, tuned_one_euro, tuned_pinch_thresholds
+from lib.multistage.energy import FitWeights
 from lib.multistage.keypoints import Keypoints
 from lib.multistage.sources import labelled_keypoints
 from lib.predictions import END_TO_END, load_or_predict
@@ -159,7 +160,7 @@ def test_the_weights_of_the_fit_are_searched_on_validation_sequences(dataset, re
     monkeypatch.setattr("lib.methods.keypoint_source", lambda weights, device: labelled_keypoints)
     monkeypatch.setattr("lib.methods.load_sequences", lambda folder, split: load_sequences(folder, "test"))
     table = tune("tiny", dataset, names=("fit_weights",))["fit_weights"]
-    assert table.temporal.tolist() == [20.0, 0.0, 400.0]  # the one in use first
+    assert table.temporal.tolist() == [FitWeights().temporal, 0.0, 400.0]  # the one in use first
     assert table.best.sum() == 1
     assert table[table.best].mpjpe_mm.item() == table.mpjpe_mm.min()
     stored = pd.read_csv(results / "tables" / "fit_weights.csv")
