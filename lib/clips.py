@@ -45,6 +45,7 @@ class Augmentation:
     stay as they are, so that few users give hands of every size."""
 
 
+MILD_AUGMENTATION = Augmentation(look_at=0.05, roll=0.1, focal_scale=0.035, gain=0.1, single_view=0.15)
 NO_AUGMENTATION = Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from lib.clips import NO_AUGMENTATION, Augmentation, ClipBatch, ClipSource
+from lib.clips import MILD_AUGMENTATION, NO_AUGMENTATION, Augmentation, ClipBatch, ClipSource
 from lib.files import MM, sha256_of
 from lib.hands import HandModel, for_hand
 from lib.losses import (
@@ -48,7 +48,8 @@ class ClipTrainingConfig(TrainingConfig):
     """The experiment whose KeyNet the image encoder begins as."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     pose_steps: int = 2_520
-    second_learning_rate: float = 2e-4
+    second_learning_rate: float = 5e-4
+    second_augmentation: Augmentation = field(default_factory=lambda: MILD_AUGMENTATION)
     hands: int = 96
     pose_clip_frames: int = 1
     clip_frames: int = 8
@@ -84,6 +85,7 @@ class ClipTrainingConfig(TrainingConfig):
     def first_phase(self) -> tuple[int, ClipTrainingConfig]:
         """The phase with L_pose alone, true skeletons and bare hands, the same whatever the second one does."""
         without_second = {"steps": self.pose_steps, "clip_frames": self.pose_clip_frames, "second_learning_rate": 0.0}
+        without_second["second_augmentation"] = self.augmentation
         pose = replace(self.weights, temporal=0.0, pinch=0.0)
         return self.pose_steps, replace(self, weights=pose, told_size=0.0, occluded=0.0, **without_second)
 
@@ -126,9 +128,9 @@ class ClipTraining:
         config, frames = self.config, self.config.clip_frames_at(step)
         clips = self.data.train.clips(frames, config.pinch_copies)
         chosen, generator = draw_examples(clips, config.hands // frames, config.seed, step, rank, processes)
-        batch = self.data.train.batch(chosen, frames, config.augmentation, generator)
         if step < config.pose_steps:
-            return batch
+            return self.data.train.batch(chosen, frames, config.augmentation, generator)
+        batch = self.data.train.batch(chosen, frames, config.second_augmentation, generator)
         return batch.misinformed(config.told_size, generator).occluded(config.occluded, generator)
 
     def losses(self, learner: nn.Module, batch: ClipBatch, step: int) -> Losses:
