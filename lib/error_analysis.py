@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lib.claims import errors_behind_sheet
 from lib.figures import PAGE_WIDTH, show_picture
 from lib.files import MM
 from lib.metrics import landmark_errors
@@ -20,7 +21,7 @@ from lib.predictions import Predictions
 from lib.qualitative import picture_of, video_of, with_hands
 from lib.recordings import FRAMES_PER_SECOND, read_recording
 from lib.sequences import LabelledSequence
-from lib.statistics import Pooled, interval
+from lib.statistics import Pooled, difference, interval
 
 PARTS = ("along_mm", "across_mm", "shape_mm")
 """Of the error, see `hand_frames`."""
@@ -77,6 +78,26 @@ def parts_table(frames: pd.DataFrame) -> pd.DataFrame:
     """
     columns = ["error_mm", *PARTS]
     return frames.groupby("method", sort=False)[columns].mean().reset_index()
+
+
+def memory_table(remembering: Predictions, forgetful: Predictions) -> pd.DataFrame:
+    """What the memory of one and the same network is worth: with it, and with every frame as if it were the first.
+
+    Known or unknown skeletons, as the predictions are. Columns: method, metric, with_memory, forgetful, difference,
+    low, high (95 % interval of the paired difference).
+    """
+    metrics = {
+        "MPJPE, separate hands (mm)": lambda made: made.only(protocol="separate_hand").errors(),
+        "MPJPE behind the sheet (mm)": errors_behind_sheet,
+        "MPJPA, separate hands (mm/frame²)": lambda made: made.only(protocol="separate_hand").jitter(),
+    }
+    rows = []
+    for name, metric in metrics.items():
+        pair = metric(remembering), metric(forgetful)
+        change = difference(*pair)
+        row = {"method": remembering.method, "metric": name, "with_memory": pair[0].mean, "forgetful": pair[1].mean}
+        rows.append(row | {"difference": change.value, "low": change.low, "high": change.high})
+    return pd.DataFrame(rows)
 
 
 def conditions_table(frames: pd.DataFrame) -> pd.DataFrame:

@@ -57,8 +57,8 @@ EXPERIMENTS: dict[str, TrainingConfig] = {
     "detnet": DetectionTrainingConfig(steps=2_400),
     "keynet": _crops(REFERENCE_KEYNET, steps=14_000),
 }
-"""What the others begin with; rows of Tables 2 to 4 that are trained (`full_one_euro` filters `full`), for about half an
-hour each on two CPU cores; one with ten times the paper's L_pinch, to see whether its weight is at fault; and the
+"""What the others begin with; rows of Tables 2 to 4 that are trained (`full_one_euro` filters `full`), for about half
+an hour each on two CPU cores; one with ten times the paper's L_pinch, to see whether its weight is at fault; and the
 multi-stage baseline."""
 
 VALIDATION_SHARE = 0.1

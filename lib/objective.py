@@ -39,7 +39,8 @@ class ClipTrainingConfig(TrainingConfig):
     clips of `clip_frames`; each phase has a schedule of its own. A batch holds as many clips as make `hands` hands,
     each in one or two views. Source: §5.1. Deviation: clip lengths and batch, which the paper leaves open or chooses
     for nine GPUs. So few clips are in a batch of the second phase, and their frames so alike, that their mean and
-    variance say little, and that it forgets at the rate of the first: the statistics are kept, and the rate is lower.
+    variance say little, and that it forgets at the rate of the first: the statistics are kept, the rate is lower, and
+    the augmentation milder.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)

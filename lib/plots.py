@@ -32,6 +32,7 @@ METHOD_NAMES = {
     "full_one_euro": "full, One-Euro",
     "full_temporal_loss": r"full, $L_{temp}$",
     "full_temporal_pinch_loss": r"full, $L_{temp}+L_{pinch}$",
+    "full_temporal_tenfold_pinch_loss": r"full, $L_{temp}+10\,L_{pinch}$",
     "multistage": "multi-stage",
 }
 METHOD_COLORS = {
@@ -43,6 +44,7 @@ METHOD_COLORS = {
     "full_one_euro": "#E69F00",
     "full_temporal_loss": "#0072B2",
     "full_temporal_pinch_loss": "#009E73",
+    "full_temporal_tenfold_pinch_loss": "#000000",
     "multistage": "#D55E00",
 }
 """Okabe & Ito's colours for the colour-blind."""

@@ -31,7 +31,7 @@ from lib.results import commit, results_folder
 from lib.sequences import LabelledSequence, SequenceName, Split, load_sequences, split_fingerprint
 from lib.statistics import Pooled, error_of, jitter_of
 from lib.streams import HandStreams, track_both
-from lib.tracking import Tracks, prepare_for_inference
+from lib.tracking import Tracks, forgetful, prepare_for_inference
 
 VERSION = 1
 """Raised whenever the same weights and data no longer give the same predictions."""
@@ -196,17 +196,25 @@ def load_or_predict(
 
 
 def predict(
-    experiment: str, profile: str, data_folder: Path, split: Split = "test", device: str = "cpu"
+    experiment: str,
+    profile: str,
+    data_folder: Path,
+    split: Split = "test",
+    device: str = "cpu",
+    without_memory: bool = False,
 ) -> dict[Skeleton, Predictions]:
-    """The predictions of a trained network. Raises InputError if its weights are missing."""
+    """The predictions of a trained network, for which, on demand, every frame is the first; these go by the name
+    EXPERIMENT_forgetful. Raises InputError if its weights are missing."""
     weights = trained_weights(profile, experiment)
+    name = f"{experiment}_forgetful" if without_memory else experiment
 
     def track(sequences: Sequence[LabelledSequence]) -> dict[Skeleton, list[Tracks]]:
         network = prepare_for_inference(load_network(weights)).to(device)
+        network = forgetful(network) if without_memory else network
         known, unknown = track_both(network, HandStreams(sequences, device), generic_hand().to(dtype=torch.float64))
         return {"known": known, "unknown": unknown}
 
-    return load_or_predict(experiment, profile, data_folder, weights_hash(profile, experiment), track, split)
+    return load_or_predict(name, profile, data_folder, weights_hash(profile, experiment), track, split)
 
 
 def trained_weights(profile: str, experiment: str) -> Path:
