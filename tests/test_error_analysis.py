@@ -13,6 +13,7 @@ from lib.error_analysis import (
     conditions_figure,
     conditions_table,
     hand_frames,
+    memory_table,
     parts_table,
     worst_clips,
     worst_clips_figure,
@@ -121,3 +122,26 @@ def test_the_worst_clips_come_first(data):
     figure = worst_clips_figure(predictions, clips, folder, columns=2)
     assert len([axes for axes in figure.axes if axes.images]) == 3
     plt.close(figure)
+
+
+def test_what_a_memory_is_worth_is_a_paired_difference():
+    def made(error: float) -> Predictions:
+        rng = np.random.default_rng(1)
+        true = rng.normal(0, 30, (2, 10, 21, 3)).astype(np.float32)
+        shift = np.float32([error, 0, 0])
+        sequences = [
+            tracked(
+                rng, f"{protocol}/user_44/recording_0{index}", protocol, 10,
+                tracked_keypoints=true + shift, gt_keypoints=true, valid=np.ones((2, 10), bool),
+                sheet=np.full(10, protocol == "occlusion"),
+            )
+            for protocol in ("separate_hand", "occlusion") for index in range(3)
+        ]  # fmt: skip
+        return Predictions("full", "known", tuple(sequences))
+
+    table = memory_table(made(10.0), made(12.0))
+    assert set(table.method) == {"full"}
+    np.testing.assert_allclose(table.with_memory[:2], 10.0, rtol=1e-5)
+    np.testing.assert_allclose(table.forgetful[:2], 12.0, rtol=1e-5)
+    np.testing.assert_allclose(table[["difference", "low", "high"]][:2], -2.0, rtol=1e-4)
+    np.testing.assert_allclose(table.difference[2], 0.0, atol=1e-4)
