@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from lib.clips import Augmentation
+from lib.clips import NO_AUGMENTATION, Augmentation
 from lib.errors import InputError
 from lib.experiments import EXPERIMENTS, REFERENCE_NETWORK, listed_files, load_clips, pretrained_weights
 from lib.files import sha256_of, write_atomically
@@ -26,6 +26,19 @@ from lib.training import Run
 
 BASE = EXPERIMENTS["full_temporal_loss"]
 _POSE_TEMPORAL = BASE.weights
+
+
+def _augmented(strength: float = 1.0, **changes: float) -> ClipTrainingConfig:
+    """The base with both phases augmented more or less strongly, or otherwise changed alike."""
+
+    def changed(one: Augmentation) -> Augmentation:
+        stronger = {n: strength * getattr(one, n) for n in ("look_at", "roll", "focal_scale", "gain", "size")}
+        return replace(one, **stronger | changes)
+
+    first, second = changed(BASE.augmentation), changed(BASE.second_augmentation)
+    return replace(BASE, augmentation=first, second_augmentation=second)
+
+
 VARIANTS: dict[str, ClipTrainingConfig] = {
     "base": BASE,
     "beginning from nothing": replace(BASE, pretrained=None),
@@ -40,16 +53,18 @@ VARIANTS: dict[str, ClipTrainingConfig] = {
     "clips of 16 frames at the end": replace(BASE, clip_frames=2 * BASE.clip_frames),
     "all losses from the start": replace(BASE, pose_steps=0, second_learning_rate=BASE.learning_rate),
     "second phase at the rate of the first": replace(BASE, second_learning_rate=BASE.learning_rate),
-    "no augmentation": replace(BASE, augmentation=Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, size=0.0)),
-    "half the augmentation": replace(BASE, augmentation=Augmentation(0.05, 0.1, 0.035, 0.2, 0.1, size=0.025)),
-    "twice the augmentation": replace(BASE, augmentation=Augmentation(0.2, 0.4, 0.14, 0.2, 0.4, size=0.1)),
-    "hands as large as they are": replace(BASE, augmentation=Augmentation(size=0.0)),
+    "second phase at 2e-4": replace(BASE, second_learning_rate=2e-4),
+    "second phase augmented as the first": replace(BASE, second_augmentation=BASE.augmentation),
+    "no augmentation": replace(BASE, augmentation=NO_AUGMENTATION, second_augmentation=NO_AUGMENTATION),
+    "half the augmentation": _augmented(0.5),
+    "twice the augmentation": _augmented(2.0),
+    "hands as large as they are": _augmented(size=0.0),
     "told the true size": replace(BASE, told_size=0.0),
     "told sizes 10 % wrong": replace(BASE, told_size=0.1),
     "no sheets": replace(BASE, occluded=0.0),
     "pinches as often as they are": replace(BASE, pinch_copies=1),
-    "two views always": replace(BASE, augmentation=Augmentation(single_view=0.0)),
-    "one view in 60 %": replace(BASE, augmentation=Augmentation(single_view=0.6)),
+    "two views always": _augmented(single_view=0.0),
+    "one view in 60 %": _augmented(single_view=0.6),
     "U weighs 0.3": replace(BASE, weights=replace(_POSE_TEMPORAL, unknown=0.3)),
     "U weighs 0": replace(BASE, weights=replace(_POSE_TEMPORAL, unknown=0.0)),
     "24, 48, 96 channels": replace(BASE, network=replace(REFERENCE_NETWORK, widths=(24, 48, 96))),
