@@ -26,11 +26,11 @@ class FitWeights(NamedTuple):
     beyond `outlier_px` count linearly (Huber), so that one mistaken keypoint cannot carry a hand away.
     """
 
-    distance: float = 0.01
+    distance: float = 0.16
     """Of squared relative distances in mm²."""
-    temporal: float = 10.0
+    temporal: float = 20.0
     """Of the squared change of the pose since the previous frame in rad² and dm²."""
-    outlier_px: float = 1.0
+    outlier_px: float = 2.0
 
 
 class Sight(NamedTuple):
