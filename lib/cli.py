@@ -107,6 +107,7 @@ def train(options: argparse.Namespace) -> None:
             options.minutes,
             options.resume,
             options.compile,
+            options.seed,
         )
 
 
@@ -222,6 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--data", type=Path, help="folder of the rendered dataset (default: data/PROFILE)")
     command.add_argument("--minutes", type=float, help="train as long as this takes, instead of the profile's steps")
     command.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    command.add_argument("--seed", type=int, default=0, help="another one trains EXPERIMENT_seedN")
     command.add_argument("--compile", action=argparse.BooleanOptionalAction, help="compile the backbone")
     command.add_argument("--device", default=device)
 

@@ -61,6 +61,8 @@ EXPERIMENTS: dict[str, TrainingConfig] = {
 an hour each on two CPU cores; one with ten times the paper's L_pinch, to see whether its weight is at fault; and the
 multi-stage baseline."""
 
+SEED = "_seed"
+"""Ends the name of an experiment that was trained with another seed, before the seed."""
 VALIDATION_SHARE = 0.1
 """Share of the training users that are held out, to watch the training and to tune thresholds."""
 
@@ -94,22 +96,25 @@ def train_experiment(
     minutes: float | None = None,
     resume: bool = False,
     compiled: bool | None = None,
+    seed: int = 0,
 ) -> nn.Module:
     """Train an experiment into results/PROFILE/runs/NAME, and write its weights to results/PROFILE/checkpoints.
 
-    `minutes` replaces the number of steps by what the machine does in that time. Raises InputError if the folder holds
-    a run and `resume` is not asked for.
+    `minutes` replaces the number of steps by what the machine does in that time. With another `seed`, of the first
+    weights and of all that is drawn in training, the name ends in `_seedN`. Raises InputError if the folder holds a
+    run and `resume` is not asked for.
     """
-    folder = results_folder(profile) / "runs" / name
+    run_name = f"{name}{SEED}{seed}" if seed else name
+    folder = results_folder(profile) / "runs" / run_name
     if (folder / "checkpoint.pt").exists() and not resume:
         raise InputError(f"{folder} holds a run already: go on with --resume, or remove it")
-    config = experiment(name, profile)
+    config = replace(experiment(name, profile), seed=seed)
     if compiled is not None:
         config = replace(config, compiled=compiled)
     task = load_task(config, profile, data_folder, generic_hand, device)
     if minutes is not None:
         task = replace(task, config=fit_to_minutes(task, device, minutes, folder))
-    return Run(folder, task, device).train(results_folder(profile) / "checkpoints" / f"{name}.safetensors")
+    return Run(folder, task, device).train(results_folder(profile) / "checkpoints" / f"{run_name}.safetensors")
 
 
 def load_task(config: TrainingConfig, profile: str, folder: Path, generic_hand: HandModel, device: str) -> Task:

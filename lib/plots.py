@@ -15,6 +15,7 @@ from scipy.signal import welch
 
 from lib.claims import pck_of
 from lib.errors import InputError
+from lib.experiments import SEED
 from lib.figures import COLUMN_WIDTH, PAGE_WIDTH
 from lib.hands import LANDMARKS
 from lib.metrics import PCK_THRESHOLDS_MM, auc, error_per_landmark, landmark_errors, pinch_distance
@@ -72,14 +73,16 @@ def pck_figure(predictions: AllPredictions) -> Figure:
 def training_figure(logs: Mapping[str, pd.DataFrame], metric: str = "known_mpjpe_mm") -> Figure:
     """The error on held-out users and, faint, on the training batches, over the crops seen, of `curve.csv` files."""
     figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.6))
-    for name, log in logs.items():
+    for order, (run, log) in enumerate(logs.items()):
         if metric not in log:
             continue  # the baseline's networks are judged otherwise
-        crops = log.crops / 1e6
+        crops, (name, seed, _) = log.crops / 1e6, run.partition(SEED)
         style = {"color": METHOD_COLORS[name], "linestyle": "--" if name == "no_temporal_temporal_loss" else "-"}
+        style["zorder"] = 3 - order / len(logs)  # of those that share a phase the first is seen
+        label = {} if seed else {"label": METHOD_NAMES[name]}
         axes.plot(crops, log[metric].ewm(halflife=max(1, len(log) / 100)).mean(), alpha=0.3, lw=0.8, **style)
         measured = log[f"validation_{metric}"].notna()
-        axes.plot(crops[measured], log[f"validation_{metric}"][measured], lw=1.2, label=METHOD_NAMES[name], **style)
+        axes.plot(crops[measured], log[f"validation_{metric}"][measured], lw=1.2, **style, **label)
     axes.set(xlabel="crops seen (millions)", ylabel="MPJPE (mm)", xlim=(0, None), yscale="log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")

@@ -76,7 +76,8 @@ def test_pck_curves_carry_their_area():
 def test_training_curves():
     log = pd.DataFrame({"crops": 1e5 * np.arange(1, 11), "known_mpjpe_mm": np.linspace(50, 20, 10)})
     log["validation_known_mpjpe_mm"] = [np.nan] * 4 + [30.0] + [np.nan] * 4 + [25.0]
-    figure = training_figure({"full": log, "no_ftl": log})
+    figure = training_figure({"full": log, "full_seed1": log, "no_ftl": log})
+    assert lines(figure.axes[0]).keys() == {"full", "no FTL"}
     line = lines(figure.axes[0])["full"]
     np.testing.assert_allclose(line.get_xdata(), [0.5, 1.0])
     np.testing.assert_allclose(line.get_ydata(), [30.0, 25.0])

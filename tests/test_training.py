@@ -16,10 +16,10 @@ from conftest import TINY, tiny_network
 from test_clips import sequence_of
 from torch.nn.parallel import DistributedDataParallel
 
-from lib.checkpoints import save_network
+from lib.checkpoints import load_network, save_network
 from lib.clips import NO_AUGMENTATION, ClipSource
 from lib.errors import InputError
-from lib.experiments import REFERENCE_NETWORK, experiment, pretrained_weights
+from lib.experiments import REFERENCE_NETWORK, experiment, pretrained_weights, train_experiment
 from lib.files import read_json
 from lib.hands import for_hand
 from lib.losses import LossWeights, pinch_loss, temporal_loss
@@ -255,6 +255,18 @@ def test_what_a_training_begins_with_must_have_been_trained(tmp_path, monkeypatc
     with pytest.raises(InputError, match=r"run python -m lib train keynet_image_only --profile smoke first"):
         pretrained_weights(experiment("full", "smoke"), "smoke")
     assert pretrained_weights(CONFIG, "smoke") is None
+
+
+def test_another_seed_is_another_run(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("lib.experiments.results_folder", lambda profile: tmp_path)
+    monkeypatch.setattr("lib.experiments.EXPERIMENTS", {"full": replace(CONFIG, steps=2, pose_steps=1)})
+    monkeypatch.setattr("lib.experiments.load_task", lambda config, *others: ClipTraining(config, data, generic_hand()))
+    for seed in (0, 1):
+        train_experiment("full", "reference", tmp_path, generic_hand(), "cpu", seed=seed)
+    seeds = [read_json(tmp_path / "runs" / name / "config.json")["training"]["seed"] for name in ("full", "full_seed1")]
+    assert seeds == [0, 1]
+    first, second = (load_network(tmp_path / "checkpoints" / f"{n}.safetensors") for n in ("full", "full_seed1"))
+    assert not torch.equal(first.backbone.head.weight, second.backbone.head.weight)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(data, tmp_path):
