@@ -156,7 +156,7 @@ class MultistageTracker:
 
     def _scale(self, generic: HandModel, fits: list[FrameFit]) -> float | None:
         seen = [(fit.observation[fit.fitted.found], fit.fitted.pose[fit.fitted.found]) for fit in fits]
-        return fit_scale([observed for observed, _ in seen], generic, [pose for _, pose in seen], self.weights)
+        return fit_scale([observed for observed, _ in seen], generic, [pose for _, pose in seen])
 
     def _together(self, runs: Sequence[TrackingRun]) -> list[list[FrameFit]]:
         """Drive runs to their ends, some at a time."""
