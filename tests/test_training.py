@@ -269,6 +269,21 @@ def test_another_seed_is_another_run(data, tmp_path, monkeypatch):
     assert not torch.equal(first.backbone.head.weight, second.backbone.head.weight)
 
 
+def test_each_phase_has_an_augmentation_of_its_own(data):
+    rolled = replace(NO_AUGMENTATION, roll=0.5)
+    config = replace(CONFIG, second_augmentation=rolled, told_size=0.0, occluded=0.0)
+
+    def cameras(config: ClipTrainingConfig, step: int) -> torch.Tensor:
+        return ClipTraining(config, data, generic_hand()).batch(step, 0, 1).crops.camera_from_world
+
+    for step, augmentation in ((0, NO_AUGMENTATION), (CONFIG.pose_steps, rolled)):
+        alone = replace(config, augmentation=augmentation, second_augmentation=augmentation)
+        assert torch.equal(cameras(config, step), cameras(alone, step))
+    assert not torch.equal(
+        cameras(config, CONFIG.pose_steps), cameras(replace(config, pose_steps=12), CONFIG.pose_steps)
+    )
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(data, tmp_path):
     training = run(tmp_path, data)
     with torch.no_grad():

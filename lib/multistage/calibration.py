@@ -26,8 +26,6 @@ from lib.multistage.fit import FIT_WEIGHTS, HandPose, Observation, one_hand
 from lib.multistage.kinematics import NUM_PARAMETERS, NUM_POSE, Skeleton
 
 ITERATIONS = 30
-
-
 SCALE_WEIGHTS = FIT_WEIGHTS._replace(distance=0.04)
 """Tracking wants more of the relative distances, but noise in them shortens hands: by 0.5 % at a weight of 0.16."""
 
