@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import UInt8
 
 from lib.crop_cache import CropSequence
 from lib.hands import HandModel
@@ -38,7 +37,7 @@ Method = Callable[[Sequence[LabelledSequence], Sequence[HandModel]], list[Tracks
 def noisy(crops: CropSequence, generator: np.random.Generator) -> CropSequence:
     """Pictures with the noise of a sensor in the dark."""
     noise = generator.normal(scale=NOISE, size=crops.images.shape).astype(np.float32)
-    return replace(crops, images=_grey(crops.images + noise))
+    return replace(crops, images=(crops.images + noise).round().clip(0, 255).astype(np.uint8))
 
 
 def blurred(crops: CropSequence, generator: np.random.Generator) -> CropSequence:
@@ -103,7 +102,7 @@ def end_to_end(network: UmeTrack) -> Method:
 
 
 def multistage(keypoints: KeypointSource) -> Method:
-    """The baseline on labelled crops as a method."""
+    """The baseline on labelled crops as a method; its cameras are where the crops, not their videos, say."""
 
     def track_all(sequences: Sequence[LabelledSequence], models: Sequence[HandModel]) -> list[Tracks]:
         footage = [Footage.cached(s.crops, None) for s in sequences]
@@ -111,7 +110,3 @@ def multistage(keypoints: KeypointSource) -> Method:
         return MultistageTracker(keypoints).track_all(footage, doubled)
 
     return track_all
-
-
-def _grey(pictures: np.ndarray) -> UInt8[np.ndarray, "..."]:
-    return pictures.round().clip(0, 255).astype(np.uint8)

@@ -277,19 +277,18 @@ def test_recordings_side_by_side_and_from_a_cache(recording, with_video):
 
 
 def test_untrained_networks_track_without_failing(recording):
-    """They find something or nothing; each crop is answered as if it were asked alone, up to what rounding does to
-    peaks of nearly flat heatmaps."""
+    """They find something or nothing; each crop is answered as if it were asked alone."""
     torch.manual_seed(0)
     network = KeyNet(KeyNetConfig())
     source = network_keypoints(network)
     questions = []
-    MultistageTracker(lambda asked: questions.extend(asked) or source(asked)).track_known(
-        recording, recording.hand_model
-    )
+    weights = FitWeights(distance=0.01, temporal=10.0, outlier_px=1.0)  # what is asked must not hang on what was tuned
+    tracker = MultistageTracker(lambda asked: questions.extend(asked) or source(asked), weights=weights)
+    tracker.track_known(recording, recording.hand_model)
     together = source(questions)
     for question, answer in zip(questions, together, strict=True):
         alone = predict(network, question.images, question.prior)
-        torch.testing.assert_close(answer.pixels, alone.pixels, atol=0.1, rtol=0)
+        torch.testing.assert_close(answer.pixels, alone.pixels, atol=1e-3, rtol=0)
     detector = network_circles(DetNet(DetNetConfig()))
     tracks = MultistageTracker(source, detector).track_known(recording, recording.hand_model)
     assert np.isfinite(tracks.tracked_keypoints).all()
