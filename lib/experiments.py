@@ -53,13 +53,14 @@ EXPERIMENTS: dict[str, TrainingConfig] = {
     "full": _clips(REFERENCE_NETWORK, _POSE),
     "full_temporal_loss": _clips(REFERENCE_NETWORK, _POSE_TEMPORAL),
     "full_temporal_pinch_loss": _clips(REFERENCE_NETWORK, LossWeights()),
+    "full_tenfold_temporal_loss": _clips(REFERENCE_NETWORK, LossWeights(temporal=0.5, pinch=0.0)),
     "full_temporal_tenfold_pinch_loss": _clips(REFERENCE_NETWORK, LossWeights(pinch=4.0)),
     "detnet": DetectionTrainingConfig(steps=2_400),
     "keynet": _crops(REFERENCE_KEYNET, steps=14_000),
 }
 """What the others begin with; rows of Tables 2 to 4 that are trained (`full_one_euro` filters `full`), for about half
-an hour each on two CPU cores; one with ten times the paper's L_pinch, to see whether its weight is at fault; and the
-multi-stage baseline."""
+an hour each on two CPU cores; ten times the paper's L_temp and L_pinch, to see whether their weights are at fault; and
+the multi-stage baseline."""
 
 SEED = "_seed"
 """Ends the name of an experiment that was trained with another seed, before the seed."""

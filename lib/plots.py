@@ -33,6 +33,7 @@ METHOD_NAMES = {
     "full_one_euro": "full, One-Euro",
     "full_temporal_loss": r"full, $L_{temp}$",
     "full_temporal_pinch_loss": r"full, $L_{temp}+L_{pinch}$",
+    "full_tenfold_temporal_loss": r"full, $10\,L_{temp}$",
     "full_temporal_tenfold_pinch_loss": r"full, $L_{temp}+10\,L_{pinch}$",
     "multistage": "multi-stage",
 }
@@ -45,11 +46,14 @@ METHOD_COLORS = {
     "full_one_euro": "#E69F00",
     "full_temporal_loss": "#0072B2",
     "full_temporal_pinch_loss": "#009E73",
+    "full_tenfold_temporal_loss": "#0072B2",
     "full_temporal_tenfold_pinch_loss": "#000000",
     "multistage": "#D55E00",
 }
 """Okabe & Ito's colours for the colour-blind."""
 PROTOCOL_NAMES = {"separate_hand": "separate hands", "hand_hand": "hand-hand"}
+_DASHED = ("no_temporal_temporal_loss", "full_tenfold_temporal_loss")
+"""Methods that share the colour of another."""
 _LINES = {"known": "-", "unknown": "--"}
 
 
@@ -77,7 +81,7 @@ def training_figure(logs: Mapping[str, pd.DataFrame], metric: str = "known_mpjpe
         if metric not in log:
             continue  # the baseline's networks are judged otherwise
         crops, (name, seed, _) = log.crops / 1e6, run.partition(SEED)
-        style = {"color": METHOD_COLORS[name], "linestyle": "--" if name == "no_temporal_temporal_loss" else "-"}
+        style = {"color": METHOD_COLORS[name], "linestyle": "--" if name in _DASHED else "-"}
         style["zorder"] = 3 - order / len(logs)  # of those that share a phase the first is seen
         label = {} if seed else {"label": METHOD_NAMES[name]}
         axes.plot(crops, log[metric].ewm(halflife=max(1, len(log) / 100)).mean(), alpha=0.3, lw=0.8, **style)
