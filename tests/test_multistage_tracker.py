@@ -26,7 +26,7 @@ from lib.multistage.sources import (
     network_circles,
     network_keypoints,
 )
-from lib.multistage.tracker import Memory, MultistageTracker
+from lib.multistage.tracker import MIN_CONFIDENCE, Memory, MultistageTracker
 from lib.multistage.tuning import search_weights
 from lib.recordings import Recording, read_recording
 from lib.rendered.shape import generic_hand
@@ -197,6 +197,23 @@ def test_crops_of_expected_hands_come_from_the_views_that_see_most(recording):
     turned = homogeneous(pose.world_from_wrist[:, :3, :3], -pose.world_from_wrist[:, :3, 3])
     away = replace(expected, pose=HandPose(pose.joint_angles, turned))
     assert len(expected_look(recording, 0, recording.hand_model, away).hands) == 0
+
+
+@pytest.mark.parametrize("confidence", [0.99, 1.01])
+def test_doubtful_hands_are_lost_in_own_crops(recording, confidence):
+    """In one frame the keypoints are right, yet their confidence is just below or above the least one; then it is 1."""
+    doubtful = 3
+
+    def source(question: Question, true: Keypoints) -> Keypoints:
+        less = torch.where(torch.tensor(question.frame == doubtful), confidence * MIN_CONFIDENCE, 1.0)
+        return replace(true, confidence=true.confidence * less)
+
+    own = MultistageTracker(changed(source), labelled_circles).track_known(recording, recording.hand_model)
+    labelled = MultistageTracker(changed(source)).track_known(recording, recording.hand_model)
+    assert labelled.valid_tracking.all()
+    assert own.valid_tracking[:, doubtful - 1].all()
+    assert (own.valid_tracking[:, doubtful] == (confidence > 1)).all()
+    assert own.valid_tracking[:, -1].all()  # found again
 
 
 def test_a_detected_circle_fills_the_crop(recording):

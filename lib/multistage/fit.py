@@ -94,6 +94,10 @@ class Observation:
         seen = self.pixels[hands], self.relative_distance[hands], self.confidence[hands]
         return Observation(self.cameras[hands], *seen)
 
+    def mean_confidence(self) -> Float[Tensor, "hands"]:
+        """Over the keypoints of a hand that are not missing; zero if all are."""
+        return self.confidence.sum(dim=(1, 2)) / (self.confidence > 0).sum(dim=(1, 2)).clamp(min=1)
+
     def sight(self) -> Sight:
         """The observation as the compiled functions read it, with zeros for what is missing."""
         finite = self.pixels.isfinite().all(dim=-1) & self.relative_distance.isfinite() & (self.confidence > 0)
