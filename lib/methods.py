@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from lib.errors import InputError
+from lib.experiments import SEED
 from lib.filters import OneEuroFilter, search_one_euro
 from lib.multistage.calibration import SCALE_WEIGHTS
 from lib.multistage.fit import FIT_WEIGHTS
@@ -36,30 +37,40 @@ from lib.predictions import (
 from lib.rendered.shape import generic_hand
 from lib.results import results_folder, save_table
 from lib.sequences import LabelledSequence, Split, load_sequences
-from lib.tables import BASELINE, TEMPORAL, WITH_PINCH
+from lib.tables import BASELINE, FILTERED, REPEATED, TEMPORAL, WITH_PINCH
 from lib.tracking import Tracks
 
 KEYPOINTS = "keynet"
 """The experiment that trains what the baseline needs on labelled crops."""
+_FILTERING = ("full", *FILTERED.values())
+"""The experiments that the filters are tuned with."""
 ONE_EURO, FIT_WEIGHTS_SEARCH, PINCH_THRESHOLDS = "one_euro", "fit_weights", "pinch_thresholds"
 
 
 def predict_all(profile: str, data_folder: Path, device: str = "cpu") -> AllPredictions:
-    """The predictions of every end-to-end experiment, `full_one_euro` and `multistage` on the test split.
+    """The predictions of every end-to-end experiment, of `full` filtered, and of `multistage` on the test split.
 
     As long as the baseline has no weights it is left out, and with it its rows and claims. Raises InputError, naming
-    the command to run, if other weights are missing or the filter was tuned with others.
+    the command to run, if other weights are missing or the filters were tuned with others.
     """
     made = {
         (name, skeleton): predictions
         for name in END_TO_END
         for skeleton, predictions in predict(name, profile, data_folder, device=device).items()
     }
-    made["full_one_euro", "known"] = made["full", "known"].filtered(tuned_one_euro(profile), "full_one_euro")
+    for name, target in FILTERED.items():
+        made[name, "known"] = made["full", "known"].filtered(tuned_one_euro(profile, target), name)
     if _has_baseline(profile):
         baseline = predict_multistage(profile, data_folder, device=device)
         made |= {(BASELINE, skeleton): predictions for skeleton, predictions in baseline.items()}
     return made
+
+
+def predict_seeds(profile: str, data_folder: Path, device: str = "cpu") -> dict[str, Predictions]:
+    """The predictions for known skeletons of the experiments of `REPEATED`, whatever the seed, that have weights."""
+    weights = sorted((results_folder(profile) / "checkpoints").glob("*.safetensors"))
+    runs = [path.stem for path in weights if path.stem.partition(SEED)[0] in REPEATED]
+    return {run: predict(run, profile, data_folder, device=device)["known"] for run in runs}
 
 
 def predict_multistage(
@@ -117,26 +128,29 @@ def search_fit_weights(profile: str, data_folder: Path, device: str = "cpu") -> 
 
 
 def tune_one_euro(profile: str, data_folder: Path, device: str = "cpu") -> pd.DataFrame:
-    """What was tried to bring `full` to the jitter of `full_temporal_loss` by a One-Euro filter, and what was chosen.
+    """What was tried to bring `full` to the jitter of each target of `FILTERED` by a One-Euro filter, and what chosen.
 
     On the separate-hand sequences of the held-out users, as Table 2 is about those. Source: §5.2.
     """
-    full, target = (
+    full, *targets = (
         predict(name, profile, data_folder, "validation", device)["known"].only(protocol="separate_hand")
-        for name in ("full", TEMPORAL)
+        for name in _FILTERING
     )
     tracked, true, valid = (
         _side_by_side([getattr(s, name) for s in full.sequences])
         for name in ("tracked_keypoints", "gt_keypoints", "valid")
     )
-    _, search = search_one_euro(tracked, true, valid, target.jitter().mean)
-    return search.assign(**_hashes(profile, ("full", TEMPORAL)))
+    searches = [
+        search_one_euro(tracked, true, valid, target.jitter().mean)[1].assign(target=target.method)
+        for target in targets
+    ]
+    return pd.concat(searches, ignore_index=True).assign(**_hashes(profile, _FILTERING))
 
 
-def tuned_one_euro(profile: str) -> OneEuroFilter:
-    """The chosen filter. Raises InputError if nothing was tuned yet, or with other weights."""
-    table = _read_tuned(profile, ONE_EURO, ("full", TEMPORAL), ("beta", "min_cutoff_hz", "chosen"))
-    chosen = table[table.chosen].iloc[0]
+def tuned_one_euro(profile: str, target: str = TEMPORAL) -> OneEuroFilter:
+    """The filter chosen for a target. Raises InputError if nothing was tuned yet, or with other weights."""
+    table = _read_tuned(profile, ONE_EURO, _FILTERING, ("target", "beta", "min_cutoff_hz", "chosen"))
+    chosen = table[table.chosen & (table.target == target)].iloc[0]
     return OneEuroFilter(float(chosen.min_cutoff_hz), float(chosen.beta))
 
 

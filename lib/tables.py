@@ -6,14 +6,17 @@ tables, intervals and claims are made.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import pandas as pd
 
+from lib.experiments import SEED
+from lib.files import read_json
 from lib.pinch_detection import precision_and_recall
 from lib.predictions import AllPredictions, Predictions
-from lib.results import training_effort
-from lib.statistics import Pooled, interval
+from lib.results import results_folder, training_curves, training_effort
+from lib.statistics import Pooled, combined, interval
 
 Cell = tuple[str, str, str]
 Cells = Mapping[Cell, Pooled]
@@ -22,6 +25,10 @@ MPJPE, MPJPA = "mpjpe_mm", "mpjpa_mm_per_frame2"
 ABLATION, MULTISTAGE, PINCH = "table2_ablation", "table3_multistage", "table4_pinch"
 BASELINE, TEMPORAL, WITH_PINCH = "multistage", "full_temporal_loss", "full_temporal_pinch_loss"
 METHODS = (BASELINE, TEMPORAL, WITH_PINCH)
+FILTERED = {"full_one_euro": TEMPORAL, "full_one_euro_tenfold": "full_tenfold_temporal_loss"}
+"""`full` behind One-Euro filters, and whose jitter each is tuned to."""
+REPEATED = ("no_temporal", "full", TEMPORAL)
+"""Experiments that were trained with several seeds."""
 CASES = tuple((s, p) for s in ("known", "unknown") for p in ("separate_hand", "hand_hand"))
 """Skeleton and protocol of the columns of the paper's Table 3."""
 
@@ -125,6 +132,46 @@ def intervals_table(cells: Cells) -> pd.DataFrame:
     """The 95 % bootstrap interval over sequences of every cell."""
     rows = [(*cell, interval(metric).low, interval(metric).high) for cell, metric in cells.items()]
     return pd.DataFrame(rows, columns=["table", "row", "metric", "low", "high"])
+
+
+def smoothing_table(predictions: AllPredictions) -> pd.DataFrame:
+    """What L_temp, at the paper's weight and at ten times it, and filters tuned to its jitter change in `full`.
+
+    Separate hands, known skeletons. Columns: model, mpjpe_mm, mpjpa_mm_per_frame2, and for `error` and `jitter` the
+    change in percent with its 95 % interval (`_percent`, `_low`, `_high`).
+    """
+    rows = []
+    for model in ("full", *itertools.chain(*zip(FILTERED.values(), FILTERED, strict=True))):
+        made, full = (predictions[name, "known"].only(protocol="separate_hand") for name in (model, "full"))
+        row = {"model": model, MPJPE: made.errors().mean, MPJPA: made.jitter().mean}
+        for name, pair in (("error", (made.errors(), full.errors())), ("jitter", (made.jitter(), full.jitter()))):
+            change = combined(lambda mine, of_full: 100 * (mine / of_full - 1), *pair)
+            row |= {f"{name}_percent": change.value, f"{name}_low": change.low, f"{name}_high": change.high}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def seeds_table(profile: str, predictions: Mapping[str, Predictions]) -> pd.DataFrame:
+    """How far training with other seeds scatters: a row for each run of `REPEATED` with a seed of its own.
+
+    Columns: experiment, seed; the error of held-out users (mm, known skeleton) where the first phase ends, and at the
+    end; and on separate hands of test users MPJPE and MPJPA, where `predictions`, by run, hold them.
+    """
+    rows = []
+    for run, curve in training_curves(profile).items():
+        experiment, _, seed = run.partition(SEED)
+        if experiment not in REPEATED:
+            continue
+        measured = curve.dropna(subset="validation_known_mpjpe_mm").set_index("step").validation_known_mpjpe_mm
+        first_phase_ends = read_json(results_folder(profile) / "runs" / run / "config.json")["training"]["pose_steps"]
+        nearest = abs(measured.index - first_phase_ends).argmin()  # thinned curves end their parts where it suits them
+        row = {"experiment": experiment, "seed": int(seed or 0), "first_phase_held_out_mm": measured.iloc[nearest]}
+        row["held_out_mm"] = measured.iloc[-1]
+        if run in predictions:
+            chosen = predictions[run].only(protocol="separate_hand")
+            row |= {MPJPE: chosen.errors().mean, MPJPA: chosen.jitter().mean}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=["experiment", "seed", "first_phase_held_out_mm", "held_out_mm", MPJPE, MPJPA])
 
 
 def scale_table(unknown: Predictions) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from lib.claims import claims_table
-from lib.methods import predict_all
+from lib.methods import predict_all, predict_seeds
 from lib.pinch_detection import latency_table
 from lib.predictions import predict
 from lib.results import ROOT, results_folder
@@ -22,6 +22,8 @@ from lib.tables import (
     methods_of,
     multistage_table,
     pinch_table,
+    seeds_table,
+    smoothing_table,
     training_table,
 )
 
@@ -57,6 +59,8 @@ MAKE = {
     "table4_pinch": lambda: pinch_table(cells()),
     "pinch_latency": pinch_latency,
     "intervals": lambda: intervals_table(cells()),
+    "smoothing": lambda: smoothing_table(predictions()),
+    "seeds": lambda: seeds_table(PROFILE, predict_seeds(PROFILE, DATA)),
     "claims": lambda: claims_table(predictions(), cells()).drop(columns="ours"),
 }
 

@@ -18,8 +18,9 @@ from lib.multistage.keypoints import Keypoints
 from lib.multistage.sources import labelled_keypoints
 from lib.predictions import END_TO_END, load_or_predict
 from lib.sequences import load_sequences
+from lib.tables import FILTERED
 
-NOISE_MM = {"full": 5.0, "full_temporal_loss": 1.0}
+NOISE_MM = {"full": 5.0, "full_temporal_loss": 1.0, "full_tenfold_temporal_loss": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -69,19 +70,23 @@ def asked(monkeypatch) -> list:
 def test_all_methods(dataset, results, asked):
     """One-Euro is tuned on validation sequences and applied to the test split; without weights there is no baseline."""
     tables = tune("tiny", dataset)
-    assert set(asked) == {(name, "validation") for name in ("full", "full_temporal_loss", "full_temporal_pinch_loss")}
+    assert set(asked) == {
+        (name, "validation")
+        for name in ("full", "full_temporal_loss", "full_tenfold_temporal_loss", "full_temporal_pinch_loss")
+    }
     asked.clear()
     made = predict_all("tiny", dataset)
     assert asked == [(name, "test") for name in END_TO_END]
-    assert made.keys() == {(n, s) for n in END_TO_END for s in ("known", "unknown")} | {("full_one_euro", "known")}
-    full, smooth, target = (
-        made[name, "known"].only(protocol="separate_hand").jitter().mean
-        for name in ("full", "full_one_euro", "full_temporal_loss")
-    )
-    assert smooth == pytest.approx(target, rel=0.01)
-    assert smooth < 0.8 * full
-    chosen = tables["one_euro"][tables["one_euro"].chosen].iloc[0]
-    assert tuned_one_euro("tiny").min_cutoff_hz == pytest.approx(chosen.min_cutoff_hz)
+    networks = {(name, skeleton) for name in END_TO_END for skeleton in ("known", "unknown")}
+    assert made.keys() == networks | {(name, "known") for name in FILTERED}
+    for name, target in FILTERED.items():
+        full, smooth, aim = (
+            made[method, "known"].only(protocol="separate_hand").jitter().mean for method in ("full", name, target)
+        )
+        assert smooth == pytest.approx(aim, rel=0.01)
+        assert smooth < 0.8 * full
+        search = tables["one_euro"].set_index("target").loc[target]
+        assert tuned_one_euro("tiny", target).min_cutoff_hz == pytest.approx(search[search.chosen].min_cutoff_hz.item())
     thresholds = tables["pinch_thresholds"]
     assert tuned_pinch_thresholds("tiny") == dict(zip(thresholds.method, thresholds.threshold_mm, strict=True))
 

@@ -1,8 +1,10 @@
 """Tables, pinches and claims on predictions whose errors are known."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from test_predictions import tracked
 
@@ -27,6 +29,8 @@ from lib.tables import (
     multistage_table,
     pinch_table,
     scale_table,
+    seeds_table,
+    smoothing_table,
 )
 
 FRAMES = 40
@@ -138,6 +142,42 @@ def test_every_number_has_its_interval():
         [cells[cell].mean for cell in table[["table", "row", "metric"]].itertuples(index=False, name=None)]
     )
     assert ((table.low <= means + 1e-6) & (means <= table.high + 1e-6)).all()
+
+
+def test_smoothing_is_told_relative_to_the_network_that_is_not_smoothed():
+    """A filter that adds 3 mm to an error of 10 mm and takes away 3 of 5 mm/frame² of jitter."""
+    stronger = {"full_tenfold_temporal_loss": made_up(10.0, 1.0), "full_one_euro_tenfold": made_up(13.0, 2.0)}
+    made = study(full=made_up(10.0, 5.0), **stronger)
+    table = smoothing_table(made).set_index("model")
+    assert table.index.tolist() == [
+        "full", "full_temporal_loss", "full_one_euro", "full_tenfold_temporal_loss", "full_one_euro_tenfold"
+    ]  # fmt: skip
+    assert table.loc["full", ["error_percent", "jitter_percent"]].tolist() == [0.0, 0.0]
+    filtered = table.loc["full_one_euro_tenfold"]
+    before, after = (made[name, "known"].only(protocol="separate_hand") for name in ("full", filtered.name))
+    assert filtered.jitter_percent == pytest.approx(100 * (after.jitter().mean / before.jitter().mean - 1))
+    assert filtered.error_percent == pytest.approx(100 * (after.errors().mean / before.errors().mean - 1))
+    assert -65 < filtered.jitter_low <= filtered.jitter_percent <= filtered.jitter_high < -50
+    assert 20 < filtered.error_low <= filtered.error_percent <= filtered.error_high < 35
+
+
+def test_seeds_are_read_off_the_curves(tmp_path, monkeypatch):
+    """The error where the first phase ends, though thinning has moved its row; test users where there are weights."""
+    monkeypatch.setattr("lib.results.ROOT", tmp_path)
+    for run, errors in {"full": (12.0, 13.0), "full_seed1": (12.5, 11.0), "no_ftl": (40.0, 41.0)}.items():
+        folder = tmp_path / "results" / "tiny" / "runs" / run
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"training": {"pose_steps": 70}}))
+        rows = [(49, 20.0), (60, None), (72, errors[0]), (80, None), (99, errors[1])]
+        pd.DataFrame(rows, columns=["step", "validation_known_mpjpe_mm"]).to_csv(folder / "curve.csv", index=False)
+    made = made_up(9.0, 3.5)["known"]
+    table = seeds_table("tiny", {"full": made})
+    assert table.experiment.tolist() == ["full", "full"]
+    assert table.seed.tolist() == [0, 1]
+    assert table.first_phase_held_out_mm.tolist() == [12.0, 12.5]
+    assert table.held_out_mm.tolist() == [13.0, 11.0]
+    assert table.mpjpe_mm[0] == made.only(protocol="separate_hand").errors().mean
+    assert table.mpjpe_mm.isna().tolist() == [False, True]
 
 
 def test_scale_of_each_user():
