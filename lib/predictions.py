@@ -111,6 +111,11 @@ class Predictions:
         ]
         return replace(self, method=method, sequences=tuple(smooth))
 
+    def of_the_truth(self) -> Predictions:
+        """What a method without error would say, under the name `truth`."""
+        true = [replace(s, tracked_keypoints=s.gt_keypoints) for s in self.sequences]
+        return replace(self, method="truth", sequences=tuple(true))
+
     def errors(self) -> Pooled:
         """MPJPE, mm."""
         sequences = self.sequences

@@ -27,6 +27,8 @@ BASELINE, TEMPORAL, WITH_PINCH = "multistage", "full_temporal_loss", "full_tempo
 METHODS = (BASELINE, TEMPORAL, WITH_PINCH)
 FILTERED = {"full_one_euro": TEMPORAL, "full_one_euro_tenfold": "full_tenfold_temporal_loss"}
 """`full` behind One-Euro filters, and whose jitter each is tuned to."""
+SMOOTHED = tuple(itertools.chain(*((target, name) for name, target in FILTERED.items())))
+"""Networks trained to be smooth, each before the filter tuned to its jitter."""
 REPEATED = ("no_temporal", "full", TEMPORAL)
 """Experiments that were trained with several seeds."""
 CASES = tuple((s, p) for s in ("known", "unknown") for p in ("separate_hand", "hand_hand"))
@@ -137,18 +139,30 @@ def intervals_table(cells: Cells) -> pd.DataFrame:
 def smoothing_table(predictions: AllPredictions) -> pd.DataFrame:
     """What L_temp, at the paper's weight and at ten times it, and filters tuned to its jitter change in `full`.
 
-    Separate hands, known skeletons. Columns: model, mpjpe_mm, mpjpa_mm_per_frame2, and for `error` and `jitter` the
-    change in percent with its 95 % interval (`_percent`, `_low`, `_high`).
+    Separate hands, known skeletons. Columns: model, mpjpe_mm, mpjpa_mm_per_frame2, and the changes in percent with 95 %
+    intervals (`_percent`, `_low`, `_high`): of `error`, of `jitter`, and of the jitter `beyond` that of the true hands,
+    which move, too: the row `truth`.
     """
-    rows = []
-    for model in ("full", *itertools.chain(*zip(FILTERED.values(), FILTERED, strict=True))):
-        made, full = (predictions[name, "known"].only(protocol="separate_hand") for name in (model, "full"))
+    separate = {name: predictions[name, "known"].only(protocol="separate_hand") for name in ("full", *SMOOTHED)}
+    full, truth = separate["full"], separate["full"].of_the_truth()
+    rows = [{"model": truth.method, MPJPE: 0.0, MPJPA: truth.jitter().mean}]
+    for model, made in separate.items():
         row = {"model": model, MPJPE: made.errors().mean, MPJPA: made.jitter().mean}
-        for name, pair in (("error", (made.errors(), full.errors())), ("jitter", (made.jitter(), full.jitter()))):
-            change = combined(lambda mine, of_full: 100 * (mine / of_full - 1), *pair)
+        for name, change in {
+            "error": combined(_percent_more, made.errors(), full.errors()),
+            "jitter": combined(_percent_more, made.jitter(), full.jitter()),
+            "beyond": combined(
+                lambda mine, of_full, true: _percent_more(mine - true, of_full - true),
+                *(one.jitter() for one in (made, full, truth)),
+            ),
+        }.items():
             row |= {f"{name}_percent": change.value, f"{name}_low": change.low, f"{name}_high": change.high}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _percent_more(mine, of_full):
+    return 100 * (mine / of_full - 1)
 
 
 def seeds_table(profile: str, predictions: Mapping[str, Predictions]) -> pd.DataFrame:

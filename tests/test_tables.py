@@ -23,6 +23,7 @@ from lib.tables import (
     CASES,
     METHODS,
     PAPER_TABLE_2,
+    SMOOTHED,
     ablation_table,
     intervals_table,
     measure,
@@ -149,14 +150,17 @@ def test_smoothing_is_told_relative_to_the_network_that_is_not_smoothed():
     stronger = {"full_tenfold_temporal_loss": made_up(10.0, 1.0), "full_one_euro_tenfold": made_up(13.0, 2.0)}
     made = study(full=made_up(10.0, 5.0), **stronger)
     table = smoothing_table(made).set_index("model")
-    assert table.index.tolist() == [
-        "full", "full_temporal_loss", "full_one_euro", "full_tenfold_temporal_loss", "full_one_euro_tenfold"
-    ]  # fmt: skip
-    assert table.loc["full", ["error_percent", "jitter_percent"]].tolist() == [0.0, 0.0]
+    assert table.index.tolist() == ["truth", "full", *SMOOTHED]
+    assert table.loc["full", ["error_percent", "jitter_percent", "beyond_percent"]].tolist() == [0.0, 0.0, 0.0]
+    assert table.loc["truth", "mpjpe_mm"] == 0.0
     filtered = table.loc["full_one_euro_tenfold"]
     before, after = (made[name, "known"].only(protocol="separate_hand") for name in ("full", filtered.name))
     assert filtered.jitter_percent == pytest.approx(100 * (after.jitter().mean / before.jitter().mean - 1))
     assert filtered.error_percent == pytest.approx(100 * (after.errors().mean / before.errors().mean - 1))
+    true = table.loc["truth", "mpjpa_mm_per_frame2"]
+    beyond = (after.jitter().mean - true) / (before.jitter().mean - true)
+    assert filtered.beyond_percent == pytest.approx(100 * (beyond - 1))
+    assert true > 0.1
     assert -65 < filtered.jitter_low <= filtered.jitter_percent <= filtered.jitter_high < -50
     assert 20 < filtered.error_low <= filtered.error_percent <= filtered.error_high < 35
 
