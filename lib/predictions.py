@@ -111,6 +111,11 @@ class Predictions:
         ]
         return replace(self, method=method, sequences=tuple(smooth))
 
+    def beginning(self, frames: int) -> Predictions:
+        """The same predictions, of which only the first frames of each sequence count."""
+        first = [replace(s, valid=s.valid & (np.arange(s.valid.shape[1]) < frames)) for s in self.sequences]
+        return replace(self, sequences=tuple(first))
+
     def of_the_truth(self) -> Predictions:
         """What a method without error would say, under the name `truth`."""
         true = [replace(s, tracked_keypoints=s.gt_keypoints) for s in self.sequences]

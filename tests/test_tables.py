@@ -157,6 +157,8 @@ def test_smoothing_is_told_relative_to_the_network_that_is_not_smoothed():
     before, after = (made[name, "known"].only(protocol="separate_hand") for name in ("full", filtered.name))
     assert filtered.jitter_percent == pytest.approx(100 * (after.jitter().mean / before.jitter().mean - 1))
     assert filtered.error_percent == pytest.approx(100 * (after.errors().mean / before.errors().mean - 1))
+    first = np.concatenate([s.tracked_keypoints[0, :8] - s.gt_keypoints[0, :8] for s in after.sequences])  # one hand
+    assert filtered.early_mpjpe_mm == pytest.approx(np.linalg.norm(first, axis=-1).mean(), rel=1e-5)
     true = table.loc["truth", "mpjpa_mm_per_frame2"]
     beyond = (after.jitter().mean - true) / (before.jitter().mean - true)
     assert filtered.beyond_percent == pytest.approx(100 * (beyond - 1))
