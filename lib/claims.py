@@ -232,6 +232,6 @@ def occlusion_claim(predictions: AllPredictions) -> Verdict:
     return _verdict(
         "the temporal module helps through an occlusion",
         "a plausible pose with it, complete failure without (Figure 6)",
-        f"behind the sheet {with_module.mean:.1f} mm with, {without.mean:.1f} mm without: {change} mm",
+        f"while a sheet passes {with_module.mean:.1f} mm with, {without.mean:.1f} mm without: {change} mm",
         change,
     )

@@ -88,7 +88,7 @@ def memory_table(remembering: Predictions, forgetful: Predictions) -> pd.DataFra
     """
     metrics = {
         "MPJPE, separate hands (mm)": lambda made: made.only(protocol="separate_hand").errors(),
-        "MPJPE behind the sheet (mm)": errors_behind_sheet,
+        "MPJPE while a sheet passes (mm)": errors_behind_sheet,
         "MPJPA, separate hands (mm/frame²)": lambda made: made.only(protocol="separate_hand").jitter(),
     }
     rows = []

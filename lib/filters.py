@@ -16,7 +16,7 @@ from lib.metrics import Keypoints, Valid, mpjpa, mpjpe
 from lib.recordings import FRAMES_PER_SECOND
 
 DERIVATIVE_CUTOFF_HZ = 1.0
-BETAS = (0.0, *np.geomspace(1e-4, 1e-1, 13).round(6).tolist())
+BETAS = (0.0, *np.geomspace(1e-4, 1.0, 17).round(6).tolist())
 CUTOFF_RANGE_HZ = (1e-3, 1e3)
 """Below the lower end a filter holds its first value for minutes, above the upper end it passes everything."""
 _TOLERANCE = 0.01

@@ -1,6 +1,6 @@
 """The size of an unknown hand: one scale of the generic hand that explains many frames, each with a pose of its own.
 
-Source: spec multistage.md, Scale calibration.
+Source: MEgATrack, Scale calibration.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def fit_scale(
 
     Every hand counts that two views show; both hands of a user may be given together. The Hessian is an arrow, one
     block per pose and a border for the scale: eliminating the poses (Schur complement) leaves one equation. None if no
-    hand counts. Source: spec multistage.md, Scale calibration.
+    hand counts. Source: MEgATrack, Scale calibration.
     Deviation: E_2D + w1 E_dist instead of E_2D alone, which noise makes overestimate: independent errors of the
     keypoints lengthen bones (1.5 px over 100 frames: by 0.5 %, against 0.1 % with relative distances off by 3 mm).
     """

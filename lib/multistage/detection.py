@@ -1,6 +1,6 @@
 """DetNet: where the hands are in a view that nobody knows anything about yet.
 
-Source: MEgATrack (Han et al. 2020), facts in spec multistage.md. A circle per hand, left first.
+Source: MEgATrack (Han et al. 2020). A circle per hand, left first.
 """
 
 from __future__ import annotations

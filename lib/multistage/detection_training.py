@@ -21,7 +21,7 @@ from lib.training import Losses, TrainingConfig, draw_examples
 
 @dataclass(frozen=True)
 class DetectionTrainingConfig(TrainingConfig):
-    """DetNet, its loss and its batches. Source: spec multistage.md for the weights and the augmentation."""
+    """DetNet, its loss and its batches. Source: MEgATrack for the weights and the augmentation."""
 
     network: DetNetConfig = field(default_factory=DetNetConfig)
     circle_weight: float = 100.0

@@ -1,6 +1,6 @@
 """The energy of a pose of one hand and its derivatives, compiled.
 
-E = E_2D + w1 E_dist + w2 |θ - θ(t-1)|². Source: spec multistage.md, Pose fit.
+E = E_2D + w1 E_dist + w2 |θ - θ(t-1)|². Source: MEgATrack, Pose fit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MM, _DM = 1e3, 10.0
 class FitWeights(NamedTuple):
     """What the terms of the energy count, in px².
 
-    Source: spec multistage.md; weights open, found on training users by `tuning.search_weights`. Deviation: residuals
+    Source: MEgATrack; weights open, found on training users by `tuning.search_weights`. Deviation: residuals
     beyond `outlier_px` count linearly (Huber), so that one mistaken keypoint cannot carry a hand away.
     """
 

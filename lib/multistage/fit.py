@@ -4,7 +4,7 @@ Levenberg-Marquardt over the wrist and 20 joint angles, from the expected pose w
 palm, aligned in several ways, where it is not. Poses are those that pose the left model (`hands.for_hand`), mirrored
 for a right hand, in all of `lib.multistage`: only the alignment of the palm asks which hand it is.
 
-Source: MEgATrack (Han et al. 2020), facts in spec multistage.md, Pose fit.
+Source: MEgATrack (Han et al. 2020), Pose fit.
 """
 
 from __future__ import annotations

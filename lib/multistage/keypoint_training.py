@@ -27,7 +27,7 @@ HIT_PX = 3.0
 class PriorConfig:
     """How the pose that the network is told differs from the true one: late, extrapolated, wrong, or missing.
 
-    Source: spec multistage.md for `stale` and `stale_frames`. Deviation: the rest, which is not published.
+    Source: MEgATrack for `stale` and `stale_frames`. Deviation: the rest, which is not published.
     """
 
     untracked: float = 0.15
@@ -84,7 +84,7 @@ class KeypointLearner(nn.Module):
     def forward(self, batch: CropBatch) -> Losses:
         """Mean squared error of both kinds of heatmaps; also reported are the errors of the decoded keypoints.
 
-        Source: spec multistage.md. A sum over bins instead of the mean would silence the output's ReLU early on.
+        Source: MEgATrack. A sum over bins instead of the mean would silence the output's ReLU early on.
         """
         heatmaps = self.network(batch.images, batch.prior)
         true = targets(batch.pixels, batch.relative_distance)

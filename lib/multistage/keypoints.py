@@ -1,6 +1,6 @@
 """KeyNet: where the keypoints of a hand are in one crop, and which of them are nearer to the camera than the others.
 
-Source: MEgATrack (Han et al. 2020), facts in spec multistage.md. Deviation: it sees the perspective crops of the
+Source: MEgATrack (Han et al. 2020). Deviation: it sees the perspective crops of the
 end-to-end network (§3.1) instead of square cut-outs of the fisheye view, which favours it.
 """
 
@@ -211,7 +211,7 @@ def relative_distance(
 ) -> Float[Tensor, "*batch 21"]:
     """How much farther each keypoint is from the camera's centre than their mean, divided by the hand's scale (m).
 
-    Source: spec multistage.md: distances, not depths, since the views are fisheye views.
+    Source: MEgATrack. Distances, not depths, since the views are fisheye views.
     """
     distance = points_camera.norm(dim=-1)
     return (distance - distance.mean(dim=-1, keepdim=True)) / scale[..., None]

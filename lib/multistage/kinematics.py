@@ -21,7 +21,7 @@ NUM_POSE = NUM_WRIST + NUM_FINGER_JOINTS
 NUM_PARAMETERS = NUM_POSE + 1
 """The pose, then the scale of the hand."""
 LIMIT_MARGIN = np.radians(5.0)
-"""Real labels exceed the joint limits by as much. Source: spec multistage.md, Pose fit."""
+"""Real labels exceed the joint limits by as much."""
 NUM_LENS = 17
 _PINHOLE = 16  # index of the flag among the numbers of a lens
 

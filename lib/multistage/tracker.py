@@ -2,7 +2,7 @@
 
 Keypoints are found in perspective crops (see `lib.multistage.looks`) and return to the picture along exact rays.
 
-Source: MEgATrack (Han et al. 2020), facts in spec multistage.md.
+Source: MEgATrack (Han et al. 2020).
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from lib.tracking import HANDS, Tracks, true_keypoints
 from lib.transforms import apply, homogeneous, invert
 
 EXTRAPOLATION_GAIN = 0.5
-"""Share of the last motion that is expected to go on; less than one forgives a bad pose. Source: spec multistage.md."""
+"""Share of the last motion that is expected to go on; less than one forgives a bad pose. Source: MEgATrack."""
 CALIBRATION_FRAMES = 100
-"""Of which those that show a hand to two cameras calibrate its scale. Source: spec multistage.md."""
+"""Of which those that show a hand to two cameras calibrate its scale. Source: MEgATrack."""
 
 MIN_CONFIDENCE = 0.6
 """Mean confidence of the keypoints below which a hand in a crop of the tracker's own is lost: 99 % of the hands of

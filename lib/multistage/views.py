@@ -28,7 +28,7 @@ FRAME_STEP = 6
 def shrink(picture: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "rows columns"]:
     """The mean of each 4x4 block, black columns added on the right up to a multiple of 8: 636x480 becomes 160x120.
 
-    Source: spec multistage.md, DetNet. Raises InputError for a picture whose sides are no multiples of 4.
+    Source: MEgATrack, DetNet. Raises InputError for a picture whose sides are no multiples of 4.
     """
     height, width = picture.shape
     if height % SHRINK or width % SHRINK:
@@ -88,7 +88,7 @@ def hand_circles(
     """The circle (x, y, radius, px) around each hand in each view, and how many of its landmarks the view holds.
 
     Its centre is that of the landmarks' bounding box, its radius reaches the farthest landmark. Zeros where fewer than
-    19 landmarks are seen. Source: spec multistage.md; the definition of the circle is ours.
+    19 landmarks are seen. Source: MEgATrack; the definition of the circle is ours.
     """
     cameras = cameras[:, None]
     seen = cameras.sees(landmarks_world).sum(dim=-1)
