@@ -240,7 +240,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("tune", help="tune on held-out training users what the methods leave open")
     command.set_defaults(run=tune)
-    command.add_argument("names", nargs="*", help="one_euro, fit_weights, pinch_thresholds (default: all)")
+    command.add_argument(
+        "names", nargs="*", help="one_euro, fit_weights, hand_confidence, pinch_thresholds (default: all)"
+    )
     command.add_argument("--profile", default="reference", help="smoke or reference")
     command.add_argument("--data", type=Path, help="folder of the rendered dataset (default: data/PROFILE)")
     command.add_argument("--device", type=_device, default=device)

@@ -21,8 +21,9 @@ from lib.multistage.calibration import SCALE_WEIGHTS
 from lib.multistage.fit import FIT_WEIGHTS
 from lib.multistage.looks import Footage
 from lib.multistage.networks import keypoint_source
+from lib.multistage.sources import KeypointSource
 from lib.multistage.tracker import MultistageTracker
-from lib.multistage.tuning import search_weights
+from lib.multistage.tuning import confidence_table, search_weights
 from lib.pinch_detection import precision_and_recall, tuned_threshold
 from lib.predictions import (
     END_TO_END,
@@ -45,6 +46,7 @@ KEYPOINTS = "keynet"
 _FILTERING = ("full", *FILTERED.values())
 """The experiments that the filters are tuned with."""
 ONE_EURO, FIT_WEIGHTS_SEARCH, PINCH_THRESHOLDS = "one_euro", "fit_weights", "pinch_thresholds"
+HAND_CONFIDENCE = "hand_confidence"
 
 
 def predict_all(profile: str, data_folder: Path, device: str = "cpu") -> AllPredictions:
@@ -104,9 +106,10 @@ def tune(
 
     Raises InputError if weights or the training split are missing, or a name is unknown.
     """
+    of_the_baseline = {FIT_WEIGHTS_SEARCH: search_fit_weights, HAND_CONFIDENCE: measure_hand_confidence}
     parts = {
         ONE_EURO: tune_one_euro,
-        **({FIT_WEIGHTS_SEARCH: search_fit_weights} if _has_baseline(profile) else {}),
+        **(of_the_baseline if _has_baseline(profile) else {}),
         PINCH_THRESHOLDS: tune_pinch_thresholds,
     }
     tables = {}
@@ -119,12 +122,20 @@ def tune(
 
 
 def search_fit_weights(profile: str, data_folder: Path, device: str = "cpu") -> pd.DataFrame:
-    """What `search_weights` tried on every third sequence of held-out users; `FitWeights` says by default what was
-    found."""
-    keypoints = keypoint_source(trained_weights(profile, KEYPOINTS), device)
-    footage = [Footage.cached(s.crops, s.video) for s in load_sequences(data_folder, "validation")[::3]]
-    _, table = search_weights(footage, keypoints)
+    """What `search_weights` tried; `FitWeights` says by default what was found."""
+    _, table = search_weights(*_held_out(profile, data_folder, device))
     return table.assign(**_hashes(profile, (KEYPOINTS,)))
+
+
+def measure_hand_confidence(profile: str, data_folder: Path, device: str = "cpu") -> pd.DataFrame:
+    """How sure the keypoints of hands are; `MIN_CONFIDENCE` says what one in a hundred is below."""
+    return confidence_table(*_held_out(profile, data_folder, device)).assign(**_hashes(profile, (KEYPOINTS,)))
+
+
+def _held_out(profile: str, data_folder: Path, device: str) -> tuple[list[Footage], KeypointSource]:
+    """Every third sequence of held-out users, and what finds keypoints in it."""
+    keypoints = keypoint_source(trained_weights(profile, KEYPOINTS), device)
+    return [Footage.cached(s.crops, s.video) for s in load_sequences(data_folder, "validation")[::3]], keypoints
 
 
 def tune_one_euro(profile: str, data_folder: Path, device: str = "cpu") -> pd.DataFrame:

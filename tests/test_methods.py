@@ -172,6 +172,25 @@ def test_the_weights_of_the_fit_are_searched_on_validation_sequences(dataset, re
     assert stored.found_percent.tolist() == [100.0] * 3
 
 
+def test_the_confidence_of_hands_is_measured_on_validation_sequences(dataset, results, monkeypatch):
+    """A source that is equally sure of all keypoints of a frame, and less so from frame to frame."""
+
+    def fading(questions):
+        answers = labelled_keypoints(questions)
+        pairs = zip(answers, questions, strict=True)
+        return [replace(true, confidence=0.99**question.frame * true.confidence) for true, question in pairs]
+
+    add_weights(results, "keynet")
+    monkeypatch.setattr("lib.methods.keypoint_source", lambda weights, device: fading)
+    monkeypatch.setattr("lib.methods.load_sequences", lambda folder, split: load_sequences(folder, "test"))
+    table = tune("tiny", dataset, names=("hand_confidence",))["hand_confidence"]
+    assert table.confidence.is_monotonic_increasing
+    assert table.confidence.between(0.05, 1.0).all()
+    frames = len(load_sequences(dataset, "test")[0].crops.views)
+    median = table.set_index("below_percent").confidence[50.0]
+    assert median == pytest.approx(0.99 ** (frames / 2), rel=0.1)
+
+
 def test_the_baseline_needs_weights(dataset, results):
     with pytest.raises(InputError, match="run python -m lib train keynet --profile tiny"):
         predict_multistage("tiny", dataset)

@@ -49,8 +49,8 @@ CALIBRATION_FRAMES = 100
 
 MIN_CONFIDENCE = 0.6
 """Mean confidence of the keypoints below which a hand in a crop of the tracker's own is lost: 99 % of the hands of
-held-out training users, in labelled crops, are above it. Deviation: the source names no such test; without it what is
-no hand is followed for as long as its keypoints fit one."""
+held-out training users are above it (tables/hand_confidence.csv). Deviation: the source names no such test; without it
+what is no hand is followed for as long as its keypoints fit one."""
 SIDE_BY_SIDE = 8
 """Recordings that are tracked together: their crops are one batch, and their videos are open at once."""
 
@@ -152,6 +152,12 @@ class MultistageTracker:
         runs = [self._follow(*pair, len(pair[0].recording)) for pair in zip(footage, models, strict=True)]
         fits = self._together(runs)
         return [_tracks(one.recording, *pair) for one, *pair in zip(footage, models, fits, strict=True)]
+
+    def confidences(self, footage: Sequence[Footage]) -> Float[Tensor, "found"]:
+        """The mean confidence of the keypoints of every hand that is found in any frame; skeletons are known."""
+        runs = [self._follow(one, one.recording.hand_model, len(one.recording)) for one in footage]
+        fits = [fit for of_one in self._together(runs) for fit in of_one]
+        return torch.cat([torch.zeros(0), *(fit.observation.mean_confidence()[fit.fitted.found] for fit in fits)])
 
     def calibrate_all(self, footage: Sequence[Footage], generic: HandModel) -> list[float | None]:
         """`calibrate_scale` of many recordings, `SIDE_BY_SIDE` at a time; None where it would raise."""

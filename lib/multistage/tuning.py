@@ -1,4 +1,5 @@
-"""The weights of the pose fit, which the published description leaves open: a search, meant for training users."""
+"""What the published description leaves open: a search for the weights of the pose fit, and how sure keypoints are of a
+hand. Meant for training users."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ CANDIDATES = {
 }
 """No larger temporal weight: from 50 on the fit lags more than 0.5 mm behind true keypoints that move 5 mm a frame,
 though 400 has less error (1 %) and less jitter (15 %) with KeyNet's."""
+BELOW_PERCENT = (0.1, 0.5, 1.0, 2.0, 5.0, 50.0)
 
 
 def search_weights(
@@ -40,6 +42,17 @@ def search_weights(
         best = min(tried, key=lambda weights: tried[weights]["mpjpe_mm"])
     rows = [weights._asdict() | accuracy | {"best": weights == best} for weights, accuracy in tried.items()]
     return best, pd.DataFrame(rows)
+
+
+def confidence_table(footage: Sequence[Footage], keypoints: KeypointSource) -> pd.DataFrame:
+    """How sure the keypoints of true hands are: the mean confidence that a percentage of them is below.
+
+    Known skeletons, labelled crops. Columns: below_percent, confidence (NaN if no hand is found).
+    """
+    found = pd.Series(MultistageTracker(keypoints).confidences(footage).numpy())
+    return pd.DataFrame(
+        {"below_percent": BELOW_PERCENT, "confidence": found.quantile([p / 100 for p in BELOW_PERCENT]).to_numpy()}
+    )
 
 
 def _accuracy(footage: Sequence[Footage], keypoints: KeypointSource, weights: FitWeights) -> dict[str, float]:
