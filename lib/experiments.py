@@ -62,8 +62,7 @@ EXPERIMENTS: dict[str, TrainingConfig] = {
 an hour each on two CPU cores; ten times the paper's L_temp and L_pinch, to see whether their weights are at fault; and
 the multi-stage baseline."""
 
-SEED = "_seed"
-"""Ends the name of an experiment that was trained with another seed, before the seed."""
+_SEED = "_seed"  # in the name of a run with another seed, before the seed
 VALIDATION_SHARE = 0.1
 """Share of the training users that are held out, to watch the training and to tune thresholds."""
 
@@ -88,6 +87,12 @@ def experiment(name: str, profile: str) -> TrainingConfig:
     return replace(config, **SMOKE[type(config)]) if profile == "smoke" else config
 
 
+def experiment_and_seed(run: str) -> tuple[str, int]:
+    """What `train_experiment` made a run's name of."""
+    name, _, seed = run.partition(_SEED)
+    return name, int(seed or 0)
+
+
 def train_experiment(
     name: str,
     profile: str,
@@ -105,7 +110,7 @@ def train_experiment(
     weights and of all that is drawn in training, the name ends in `_seedN`. Raises InputError if the folder holds a
     run and `resume` is not asked for.
     """
-    run_name = f"{name}{SEED}{seed}" if seed else name
+    run_name = f"{name}{_SEED}{seed}" if seed else name
     folder = results_folder(profile) / "runs" / run_name
     if (folder / "checkpoint.pt").exists() and not resume:
         raise InputError(f"{folder} holds a run already: go on with --resume, or remove it")

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from lib.errors import InputError
-from lib.experiments import SEED
+from lib.experiments import experiment_and_seed
 from lib.filters import OneEuroFilter, search_one_euro
 from lib.multistage.calibration import SCALE_WEIGHTS
 from lib.multistage.fit import FIT_WEIGHTS
@@ -71,7 +71,7 @@ def predict_all(profile: str, data_folder: Path, device: str = "cpu") -> AllPred
 def predict_seeds(profile: str, data_folder: Path, device: str = "cpu") -> dict[str, Predictions]:
     """The predictions for known skeletons of the experiments of `REPEATED`, whatever the seed, that have weights."""
     weights = sorted((results_folder(profile) / "checkpoints").glob("*.safetensors"))
-    runs = [path.stem for path in weights if path.stem.partition(SEED)[0] in REPEATED]
+    runs = [path.stem for path in weights if experiment_and_seed(path.stem)[0] in REPEATED]
     return {run: predict(run, profile, data_folder, device=device)["known"] for run in runs}
 
 

@@ -15,7 +15,7 @@ from scipy.signal import welch
 
 from lib.claims import pck_of
 from lib.errors import InputError
-from lib.experiments import SEED
+from lib.experiments import experiment_and_seed
 from lib.figures import COLUMN_WIDTH, PAGE_WIDTH
 from lib.hands import LANDMARKS
 from lib.metrics import PCK_THRESHOLDS_MM, auc, error_per_landmark, landmark_errors, pinch_distance
@@ -80,7 +80,7 @@ def training_figure(logs: Mapping[str, pd.DataFrame], metric: str = "known_mpjpe
     for order, (run, log) in enumerate(logs.items()):
         if metric not in log:
             continue  # the baseline's networks are judged otherwise
-        crops, (name, seed, _) = log.crops / 1e6, run.partition(SEED)
+        crops, (name, seed) = log.crops / 1e6, experiment_and_seed(run)
         style = {"color": METHOD_COLORS[name], "linestyle": "--" if name in _DASHED else "-"}
         style["zorder"] = 3 - order / len(logs)  # of those that share a phase the first is seen
         label = {} if seed else {"label": METHOD_NAMES[name]}

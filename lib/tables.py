@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from lib.experiments import EXPERIMENTS, SEED
+from lib.experiments import EXPERIMENTS, experiment_and_seed
 from lib.files import read_json
 from lib.pinch_detection import precision_and_recall
 from lib.predictions import AllPredictions, Predictions
@@ -145,19 +145,18 @@ def smoothing_table(predictions: AllPredictions) -> pd.DataFrame:
     """
     clip_frames = EXPERIMENTS[TEMPORAL].clip_frames
     separate = {name: predictions[name, "known"].only(protocol="separate_hand") for name in ("full", *SMOOTHED)}
-    full, truth = separate["full"], separate["full"].of_the_truth()
-    rows = [{"model": truth.method, MPJPE: 0.0, "early_mpjpe_mm": 0.0, MPJPA: truth.jitter().mean}]
+    full_error, full_jitter = separate["full"].errors(), separate["full"].jitter()
+    true_jitter = separate["full"].of_the_truth().jitter()
+    rows = [{"model": "truth", MPJPE: 0.0, "early_mpjpe_mm": 0.0, MPJPA: true_jitter.mean}]
     for model, made in separate.items():
-        early = made.beginning(clip_frames).errors().mean
-        row = {"model": model, MPJPE: made.errors().mean, "early_mpjpe_mm": early, MPJPA: made.jitter().mean}
-        for name, change in {
-            "error": combined(_percent_more, made.errors(), full.errors()),
-            "jitter": combined(_percent_more, made.jitter(), full.jitter()),
-            "beyond": combined(
-                lambda mine, of_full, true: _percent_more(mine - true, of_full - true),
-                *(one.jitter() for one in (made, full, truth)),
-            ),
-        }.items():
+        error, jitter, early = made.errors(), made.jitter(), made.beginning(clip_frames).errors()
+        row = {"model": model, MPJPE: error.mean, "early_mpjpe_mm": early.mean, MPJPA: jitter.mean}
+        changes = {
+            "error": combined(_percent_more, error, full_error),
+            "jitter": combined(_percent_more, jitter, full_jitter),
+            "beyond": combined(lambda m, f, t: _percent_more(m - t, f - t), jitter, full_jitter, true_jitter),
+        }
+        for name, change in changes.items():
             row |= {f"{name}_percent": change.value, f"{name}_low": change.low, f"{name}_high": change.high}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -175,13 +174,13 @@ def seeds_table(profile: str, predictions: Mapping[str, Predictions]) -> pd.Data
     """
     rows = []
     for run, curve in training_curves(profile).items():
-        experiment, _, seed = run.partition(SEED)
+        experiment, seed = experiment_and_seed(run)
         if experiment not in REPEATED:
             continue
         measured = curve.dropna(subset="validation_known_mpjpe_mm").set_index("step").validation_known_mpjpe_mm
         first_phase_ends = read_json(results_folder(profile) / "runs" / run / "config.json")["training"]["pose_steps"]
         nearest = abs(measured.index - first_phase_ends).argmin()  # thinned curves end their parts where it suits them
-        row = {"experiment": experiment, "seed": int(seed or 0), "first_phase_held_out_mm": measured.iloc[nearest]}
+        row = {"experiment": experiment, "seed": seed, "first_phase_held_out_mm": measured.iloc[nearest]}
         row["held_out_mm"] = measured.iloc[-1]
         if run in predictions:
             chosen = predictions[run].only(protocol="separate_hand")

@@ -7,6 +7,7 @@ Source: MEgATrack (Han et al. 2020).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -149,15 +150,19 @@ class MultistageTracker:
 
     def track_all(self, footage: Sequence[Footage], models: Sequence[HandModel]) -> list[Tracks]:
         """`track_known` of many recordings, `SIDE_BY_SIDE` at a time; one hand model each."""
-        runs = [self._follow(*pair, len(pair[0].recording)) for pair in zip(footage, models, strict=True)]
-        fits = self._together(runs)
+        fits = self._fit_all(footage, models)
         return [_tracks(one.recording, *pair) for one, *pair in zip(footage, models, fits, strict=True)]
 
     def confidences(self, footage: Sequence[Footage]) -> Float[Tensor, "found"]:
         """The mean confidence of the keypoints of every hand that is found in any frame; skeletons are known."""
-        runs = [self._follow(one, one.recording.hand_model, len(one.recording)) for one in footage]
-        fits = [fit for of_one in self._together(runs) for fit in of_one]
+        fits = itertools.chain(*self._fit_all(footage, [one.recording.hand_model for one in footage]))
         return torch.cat([torch.zeros(0), *(fit.observation.mean_confidence()[fit.fitted.found] for fit in fits)])
+
+    def _fit_all(self, footage: Sequence[Footage], models: Sequence[HandModel]) -> list[list[FrameFit]]:
+        """Every frame of many recordings."""
+        return self._together(
+            [self._follow(*pair, len(pair[0].recording)) for pair in zip(footage, models, strict=True)]
+        )
 
     def calibrate_all(self, footage: Sequence[Footage], generic: HandModel) -> list[float | None]:
         """`calibrate_scale` of many recordings, `SIDE_BY_SIDE` at a time; None where it would raise."""
