@@ -137,7 +137,7 @@ WARM_UP_STEPS = 5
 def _throughput(run: Run) -> dict[str, float]:
     log = pd.DataFrame(run.log)
     seconds = log.seconds.diff()[WARM_UP_STEPS:]
-    crops = log.crops[WARM_UP_STEPS:]
+    crops = log.crops.diff()[WARM_UP_STEPS:]
     return {
         "crops_per_second": float(np.median(crops / seconds)),
         "waiting_percent": 100 * float(log.waiting[WARM_UP_STEPS:].sum() / seconds.sum()),

@@ -62,12 +62,36 @@ def _with_weights(network: type[Network], config: Any, weights: Mapping[str, Ten
     return loaded.eval()
 
 
-def save_network(network: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
+    """The weights that a .safetensors file holds for a network of this class and configuration, in float32.
+
+    Raises InputError if it holds others.
+    """
+    _, weights = _read_safetensors(path, type(network).__name__, type(network.config))
+    check_names_and_shapes(weights, network.state_dict(), path)
+    return weights
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a .safetensors file says of the weights it holds."""
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def save_network(
+    network: nn.Module, path: Path, metadata: Mapping[str, str] | None = None, *, half: bool = False
+) -> None:
     """Write weights, class and configuration to a .safetensors file, under its final name only when complete."""
     about = {"class": type(network).__name__, "network": json.dumps(asdict(network.config))}
     metadata = about | dict(metadata or {})
-    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+    weights = half_precision(network) if half else network.state_dict()
+    weights = {name: value.contiguous() for name, value in weights.items()}
     write_atomically(path, lambda temporary: temporary.write_bytes(save(weights, metadata)))
+
+
+def half_precision(network: nn.Module) -> dict[str, Tensor]:
+    """The weights of a network, rounded to half precision; counters stay as they are."""
+    return {name: w.half() if w.is_floating_point() else w for name, w in network.state_dict().items()}
 
 
 def check_names_and_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: Path) -> None:

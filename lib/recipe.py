@@ -120,7 +120,7 @@ def _train(
     return {
         "variant": name,
         "crops_asked": crops,
-        "crops": sum(row["crops"] for row in run.log),
+        "crops": run.log[-1]["crops"],
         "steps": run.step,
         "minutes": round(run.seconds / 60, 1),
         "known_mpjpe_mm": round(float(errors["known_mpjpe_mm"]), 2),

@@ -3,8 +3,8 @@
 What is trained, on which batches and towards what, is a `Task`. A run is a folder: `config.json` (what is trained, on
 what, and for every sitting by which code, on which machine, from which step), `log.csv` (a row per step), `curve.csv`
 (the same, thinned), `checkpoint.pt` (weights, optimiser, position). The weights of a finished run go to a file of their
-own. A first phase that several configurations have in common is trained once: its end lies in `first_phases/`, beside
-the runs.
+own. A first phase that several configurations have in common is trained once: the weights it ends with lie in
+`first_phases/`, beside the runs, and whoever has that file trains the second phase alone.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Protocol, runtime_checkable
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.distributed as dist
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from lib.checkpoints import save_network
+from lib.checkpoints import half_precision, read_metadata, read_weights, save_network
 from lib.errors import InputError
 from lib.files import read_json, write_atomically
 from lib.results import commit
@@ -141,26 +141,18 @@ class Run:
         with tqdm(total=config.steps, initial=self.step, desc=self.folder.name, unit="step", **quiet) as progress:
             while self.step < config.steps:
                 row = self.one_step()
-                if self.step == self.config.first_phase()[0]:
-                    self._save_state(self._first_phase)
                 progress.update()
                 progress.set_postfix({self.task.watched: f"{row[self.task.watched]:.3g}"}, refresh=False)
                 if time.monotonic() - last_saved > save_seconds:
                     self.save()
                     last_saved = time.monotonic()
         self.save()
-        if self.rank == 0:
-            crops = sum(row["crops"] for row in self.log)
-            about = {
-                "run": (self.folder / "config.json").read_text(),
-                "seconds": f"{self.seconds:.0f}",
-                "crops": f"{crops}",
-            }
-            save_network(self.network.half(), weights, about)
-        return self.network.float()
+        self._save_weights(weights)
+        return self.network
 
     def one_step(self) -> dict[str, int | float]:
-        """Train one step and return its row of the log: losses, errors, seconds so far, seconds spent on the batch."""
+        """Train one step and return its row of the log: crops so far, losses, errors, seconds so far, seconds spent on
+        the batch."""
         started = time.perf_counter()
         batch = self.task.batch(self.step, self.rank, self.processes)
         waited = time.perf_counter() - started
@@ -174,7 +166,8 @@ class Run:
         losses.total.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_norm)
         self.optimizer.step()
-        row = {"step": self.step, "crops": len(batch), "gradient_norm": float(norm)}
+        crops = len(batch) + (self.log[-1]["crops"] if self.log else 0)
+        row = {"step": self.step, "crops": crops, "gradient_norm": float(norm)}
         row |= {name: float(value.detach()) for name, value in losses.terms.items()}
         self.step += 1
         if self.step % self.config.validation_every == 0 or self.step == self.config.steps:
@@ -182,6 +175,9 @@ class Run:
         self.seconds += time.perf_counter() - started
         row |= {"seconds": self.seconds, "waiting": waited}
         self.log.append(row)
+        if self.step == self.config.first_phase()[0]:
+            self._save_weights(self._first_phase, log=thinned(pd.DataFrame(self.log)).to_csv(index=False))
+            self._begin_second_phase(half_precision(self.network))
         return row
 
     @torch.no_grad()
@@ -194,14 +190,6 @@ class Run:
         """Write checkpoint, log and curve, each whole or not at all."""
         if self.rank > 0:
             return
-        self._save_state(self.folder / "checkpoint.pt")
-        log = pd.DataFrame(self.log)
-        write_atomically(self.folder / "log.csv", lambda path: log.to_csv(path, index=False))
-        write_atomically(
-            self.folder / "curve.csv", lambda path: thinned(log).to_csv(path, index=False, float_format="%.6g")
-        )
-
-    def _save_state(self, path: Path) -> None:
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -210,26 +198,47 @@ class Run:
             "log": self.log,
             "sittings": self.sittings,
         }
+        write_atomically(self.folder / "checkpoint.pt", lambda path: torch.save(state, path))
+        log = pd.DataFrame(self.log)
+        write_atomically(self.folder / "log.csv", lambda path: log.to_csv(path, index=False))
+        write_atomically(
+            self.folder / "curve.csv", lambda path: thinned(log).to_csv(path, index=False, float_format="%.6g")
+        )
+
+    def _save_weights(self, path: Path, **about: str) -> None:
+        """Write the weights in half precision, with all that tells how they came about."""
         if self.rank == 0:
-            write_atomically(path, lambda temporary: torch.save(state, temporary))
+            about |= {"run": (self.folder / "config.json").read_text(), "seconds": f"{self.seconds:.0f}"}
+            save_network(self.network, path, about | {"crops": f"{self.log[-1]['crops']}"}, half=True)
 
     @property
     def _first_phase(self) -> Path:
-        """Where the runs beside this one find and leave the state after the phase that they have in common."""
+        """Where the runs beside this one find and leave the weights after the phase that they have in common."""
         _, config = self.config.first_phase()
         common = json.dumps([asdict(config), self.sources, str(self.device)])
-        return self.folder.parent / "first_phases" / f"{hashlib.sha256(common.encode()).hexdigest()[:16]}.pt"
+        return self.folder.parent / "first_phases" / f"{hashlib.sha256(common.encode()).hexdigest()[:16]}.safetensors"
+
+    def _begin_second_phase(self, weights: Mapping[str, Tensor]) -> None:
+        """Go on with rounded weights and a new optimiser: as from the file, so in the process that wrote it."""
+        self.network.load_state_dict(weights)
+        self.optimizer = _optimizer(self.network, self.config)
 
     def _resume(self) -> None:
         """Go on from the last checkpoint; a run that has none, from the end of a phase that another has trained."""
-        path = next((path for path in (self.folder / "checkpoint.pt", self._first_phase) if path.exists()), None)
-        if path is None:
-            return
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
-        self.sittings = state["sittings"]
+        path = self.folder / "checkpoint.pt"
+        if path.exists():
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
+            self.sittings = state["sittings"]
+        elif self._first_phase.exists():
+            self._begin_second_phase(read_weights(self._first_phase, self.network))
+            about = read_metadata(self._first_phase)
+            self.step, self.seconds = self.config.first_phase()[0], float(about["seconds"])
+            log = pd.read_csv(StringIO(about["log"]))
+            self.log = [row.dropna().to_dict() for _, row in log.astype(object).iterrows()]
+            self.sittings = json.loads(about["run"])["sittings"]
 
     def _claim_folder(self) -> None:
         """Write down what the run is, or check that the folder holds the same one."""
@@ -292,11 +301,12 @@ def draw_examples(
 
 def thinned(log: pd.DataFrame, points: int = 200) -> pd.DataFrame:
     """The log of a run in at most `points` rows: means over as many steps each, with the step, crops and seconds at
-    which they end. Validations stand where they were made."""
+    which they end. Validations stand where they were made. Part of a log may be thinned already."""
     if log.empty:
         return log
-    part = np.arange(len(log)) * points // len(log) if len(log) > points else np.arange(len(log))
-    ends = log.assign(crops=log.crops.cumsum()).groupby(part)[["step", "crops", "seconds"]].last()
+    steps = int(log.step.iloc[-1]) + 1
+    part = log.step * min(points, steps) // steps
+    ends = log.groupby(part)[["step", "crops", "seconds"]].last()
     return log.groupby(part).mean().assign(**ends)
 
 

@@ -27,7 +27,7 @@ from lib.multistage.keypoints import KeyNet, KeyNetConfig
 from lib.network import Crops, TemporalState
 from lib.objective import ClipData, ClipLearner, ClipTraining, ClipTrainingConfig, clip_features
 from lib.rendered.shape import generic_hand
-from lib.training import Run, draw_examples
+from lib.training import Run, draw_examples, thinned
 
 CONFIG = ClipTrainingConfig(
     network=TINY, augmentation=NO_AUGMENTATION, pose_steps=6, steps=12, hands=8, pose_clip_frames=4, clip_frames=4,
@@ -50,6 +50,7 @@ def batch(data):
 
 
 def run(folder: Path, data: ClipData, **changes) -> Run:
+    """A run in the folder; runs beside it share a first phase with it."""
     return Run(folder, ClipTraining(replace(CONFIG, **changes), data, generic_hand()), "cpu")
 
 
@@ -131,7 +132,7 @@ def test_phases_and_schedule():
 
 
 def test_the_second_phase_keeps_the_batch_statistics_of_the_first(data, tmp_path):
-    training = run(tmp_path, data)
+    training = run(tmp_path / "run", data)
     norms = [m for m in training.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
 
     def changed_by_a_step() -> list[tuple[bool, bool]]:
@@ -176,7 +177,7 @@ def test_processes_share_a_batch_evenly():
 def _train(folder: Path, recording: Path, delay: float) -> None:
     torch.set_num_threads(1)
     source = ClipSource([sequence_of(recording, 6)])
-    training = run(folder, ClipData(source, source, "made up"), steps=40, pose_steps=20)
+    training = run(folder / "run", ClipData(source, source, "made up"), steps=40, pose_steps=20)
     training.train(folder / WEIGHTS, save_seconds=delay)
 
 
@@ -190,7 +191,7 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path):
     for name in ("alone", "killed"):
         (tmp_path / f"recording_{name}").mkdir()
     _train(tmp_path / "alone", tmp_path / "recording_alone", 1e9)
-    checkpoint, steps = tmp_path / "killed" / "checkpoint.pt", [0]
+    checkpoint, steps = tmp_path / "killed/run/checkpoint.pt", [0]
     for _ in range(2):
         process = context.Process(target=_train, args=(tmp_path / "killed", tmp_path / "recording_killed", 0.0))
         process.start()
@@ -201,12 +202,11 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path):
         steps.append(_step_of(checkpoint))
     assert 0 < steps[1] < steps[2] < 40, "the runs must have been killed on their way"
     _train(tmp_path / "killed", tmp_path / "recording_killed", 0.0)
-    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("alone", "killed")]
+    runs = [tmp_path / name / "run" for name in ("alone", "killed")]
+    states = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in runs]
     for name, value in states[0]["network"].items():
         assert torch.equal(value, states[1]["network"][name]), name
-    logs = [
-        pd.read_csv(tmp_path / name / "log.csv").drop(columns=["seconds", "waiting"]) for name in ("alone", "killed")
-    ]
+    logs = [pd.read_csv(folder / "log.csv").drop(columns=["seconds", "waiting"]) for folder in runs]
     pd.testing.assert_frame_equal(*logs)
 
 
@@ -285,12 +285,12 @@ def test_each_phase_has_an_augmentation_of_its_own(data):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(data, tmp_path):
-    training = run(tmp_path, data)
+    training = run(tmp_path / "run", data)
     with torch.no_grad():
         training.network.regressor_known.layers[2].bias.fill_(float("nan"))
     with pytest.raises(InputError, match=r"step 0 is not finite .*bad_batch_0\.pt"):
         training.train(tmp_path / WEIGHTS)
-    kept = torch.load(tmp_path / "bad_batch_0.pt", weights_only=True)
+    kept = torch.load(tmp_path / "run/bad_batch_0.pt", weights_only=True)
     assert kept["crops"]["images"].shape == (8, 2, 96, 96)
     assert not (tmp_path / WEIGHTS).exists()
 
@@ -338,13 +338,30 @@ def test_two_processes_with_half_the_batch_each_give_the_same_gradients(tmp_path
         torch.testing.assert_close(two[name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max() + 1e-3))
 
 
+def test_a_log_can_be_thinned_in_parts():
+    log = pd.DataFrame({"step": range(1000), "crops": range(7, 7007, 7), "seconds": np.arange(1000) / 2})
+    log["error"] = np.linspace(20, 10, 1000)
+    log["validation_error"] = log.error.where(log.step % 100 == 99)
+    once = thinned(log)
+    assert once[["step", "crops"]].iloc[-1].tolist() == [999, 7000]
+    assert len(once) == 200
+    assert once.validation_error.count() == 10
+    twice = thinned(pd.concat([thinned(log[:800], points=160), log[800:]]))
+    pd.testing.assert_frame_equal(once, twice)
+    pd.testing.assert_frame_equal(thinned(log[:20]), log[:20], check_names=False)
+
+
 def test_a_phase_in_common_is_trained_once(data, tmp_path):
     alone = run(tmp_path / "alone" / "full", data, weights=LossWeights(pinch=0.0))
     alone.train(tmp_path / "alone" / WEIGHTS)
     run(tmp_path / "runs" / "pose", data, weights=LossWeights(temporal=0.0, pinch=0.0)).train(tmp_path / WEIGHTS)
     second = run(tmp_path / "runs" / "full", data, weights=LossWeights(pinch=0.0))
     assert second.step == CONFIG.pose_steps
+    assert [sitting["from_step"] for sitting in second.sittings] == [0, CONFIG.pose_steps]
     second.train(tmp_path / "runs" / WEIGHTS)
     assert (tmp_path / "runs" / WEIGHTS).read_bytes()[-1000:] == (tmp_path / "alone" / WEIGHTS).read_bytes()[-1000:]
+    curves = [pd.read_csv(folder / "full" / "curve.csv") for folder in (tmp_path / "alone", tmp_path / "runs")]
+    pd.testing.assert_frame_equal(*(curve.drop(columns=["seconds", "waiting"]) for curve in curves))
+    assert curves[0].crops.iloc[-1] == pd.read_csv(tmp_path / "runs/pose/curve.csv").crops.iloc[-1]
     other = run(tmp_path / "runs" / "other", data, seed=1, weights=LossWeights(pinch=0.0))
     assert other.step == 0
