@@ -144,6 +144,7 @@ class UmeTrack(nn.Module):
         if config.temporal_module:
             channels = MEMORY_CHANNELS + FEATURE_CHANNELS
             self.temporal = _pointwise_layers((channels, channels, channels, channels), batch_norm=False)
+            _keep_magnitude(self.temporal)
             # What is trained on single frames first, and then on clips, starts on these without regard to its memory.
             nn.init.zeros_(self.temporal[0].weight[:, :MEMORY_CHANNELS])
         if config.skeleton_encoder:
@@ -337,3 +338,13 @@ def _pointwise_layers(channels: tuple[int, ...], batch_norm: bool) -> nn.Sequent
         if index < len(channels) - 2:
             layers.extend([nn.BatchNorm2d(channels_out), nn.ReLU()] if batch_norm else [nn.ReLU()])
     return layers
+
+
+def _keep_magnitude(layers: nn.Sequential) -> None:
+    """Begin with layers that pass features on as large as they come. Without batch normalisation the usual weights
+    shrink them at each, until the biases drown them: on single frames 2,000 steps then led to 15.2 instead of 14.2 mm.
+    """
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            nn.init.orthogonal_(layer.weight, gain=1.0 if layer is layers[-1] else 2**0.5)
+            nn.init.zeros_(layer.bias)

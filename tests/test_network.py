@@ -310,3 +310,14 @@ def test_new_features_are_as_large_as_the_distance_between_cameras():
     with torch.no_grad():
         features = UmeTrack(REFERENCE_NETWORK).backbone(torch.rand(16, 1, 96, 96))
     assert 0.03 < features.std() < 0.3
+
+
+def test_the_temporal_module_begins_without_memory_and_shrinks_nothing(rng):
+    network, state = UmeTrack(TINY), random_state(rng, (True,) * 5)
+    features = torch.randn(5, FEATURE_CHANNELS, 6, 6)
+    crops = random_crops(rng, (True,) * 5)
+    with torch.no_grad():
+        mixed, _ = network.remember(features, crops, state)
+        forgetful, _ = network.remember(features, crops, state.lose(state.tracked))
+    assert 0.5 < mixed.std() / features.std() < 1.5
+    assert_close(mixed, forgetful)
