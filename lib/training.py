@@ -215,7 +215,7 @@ class Run:
     def _first_phase(self) -> Path:
         """Where the runs beside this one find and leave the weights after the phase that they have in common."""
         _, config = self.config.first_phase()
-        common = json.dumps([asdict(config), self.sources, str(self.device)])
+        common = json.dumps([asdict(config), self.sources])
         return self.folder.parent / "first_phases" / f"{hashlib.sha256(common.encode()).hexdigest()[:16]}.safetensors"
 
     def _begin_second_phase(self, weights: Mapping[str, Tensor]) -> None:
