@@ -115,7 +115,8 @@ class Task(Protocol):
 class Run:
     """A training run in its folder. `train` goes on from the last checkpoint, if there is one.
 
-    Raises InputError if the folder holds a run with another configuration or other data, whose difference it prints.
+    Runs in the same folder share their first phase, if it is the same. Raises InputError if the folder holds a run with
+    another configuration or other data, whose difference it prints.
     """
 
     def __init__(self, folder: Path, task: Task, device: torch.device | str):
@@ -166,7 +167,7 @@ class Run:
         losses.total.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_norm)
         self.optimizer.step()
-        crops = len(batch) + (self.log[-1]["crops"] if self.log else 0)
+        crops = len(batch) * self.processes + (self.log[-1]["crops"] if self.log else 0)
         row = {"step": self.step, "crops": crops, "gradient_norm": float(norm)}
         row |= {name: float(value.detach()) for name, value in losses.terms.items()}
         self.step += 1
@@ -278,7 +279,7 @@ def fit_to_minutes(task: Task, device: torch.device | str, minutes: float, folde
     if begun.exists():
         return task.config.lasting(read_json(begun)["training"]["steps"])
     with TemporaryDirectory() as scratch:
-        run = Run(Path(scratch), task, device)
+        run = Run(Path(scratch, "run"), task, device)
         seconds = [run.one_step()["seconds"] for _ in range(15)]
     return task.config.lasting(max(2, int(60 * minutes / ((seconds[-1] - seconds[4]) / 10))))
 

@@ -59,7 +59,14 @@ def test_overfits_a_clip(data, tmp_path):
     source.labels["views"][:, 1] = 0  # the left hand only: one clip
     one = ClipData(source, source, "one clip")
     training = run(
-        tmp_path, one, steps=400, pose_steps=400, hands=4, learning_rate=4e-3, warmup_steps=10, validation_every=400
+        tmp_path / "run",
+        one,
+        steps=400,
+        pose_steps=400,
+        hands=4,
+        learning_rate=4e-3,
+        warmup_steps=10,
+        validation_every=400,
     )
     training.train(tmp_path / WEIGHTS)
     assert training.log[-1]["known_mpjpe_mm"] < 2.0
