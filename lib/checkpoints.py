@@ -62,16 +62,6 @@ def _with_weights(network: type[Network], config: Any, weights: Mapping[str, Ten
     return loaded.eval()
 
 
-def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
-    """The weights that a .safetensors file holds for a network of this class and configuration, in float32.
-
-    Raises InputError if it holds others.
-    """
-    _, weights = _read_safetensors(path, type(network).__name__, type(network.config))
-    check_names_and_shapes(weights, network.state_dict(), path)
-    return weights
-
-
 def read_metadata(path: Path) -> dict[str, str]:
     """What a .safetensors file says of the weights it holds."""
     with safe_open(path, "pt") as file:

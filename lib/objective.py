@@ -25,10 +25,13 @@ from lib.losses import (
 )
 from lib.multistage.keypoints import pretrain
 from lib.network import Crops, Features, HandPrediction, NetworkConfig, TemporalState, UmeTrack
-from lib.training import Losses, TrainingConfig, draw_examples
+from lib.training import Losses, Task, TrainingConfig, draw_examples
 
 PINCH_COPIES = 6
 """How many times clips that show a pinch are drawn, for the baseline, too: 5 % of all clips, 23 % of those drawn."""
+
+BATCHES_TO_BEGIN_WITH = 10
+"""Batches of the first phase, in whose features the temporal module begins."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +81,19 @@ class ClipTrainingConfig(TrainingConfig):
             return self.scheduled(self.learning_rate, step, self.pose_steps)
         return self.scheduled(self.second_learning_rate, step - self.pose_steps, self.steps - self.pose_steps)
 
+    def network_at(self, step: int) -> NetworkConfig:
+        """The network that a step trains: on single frames there is nothing to remember, so no temporal module."""
+        return replace(self.network, temporal_module=self.network.temporal_module and step >= self.pose_steps)
+
     def lasting(self, steps: int) -> ClipTrainingConfig:
         """The same training in another number of steps, phases in proportion."""
         phases = replace(self, steps=steps, pose_steps=steps * self.pose_steps // self.steps)
         return replace(phases, warmup_steps=min(self.warmup_steps, max(1, steps // 10)))
 
     def first_phase(self) -> tuple[int, ClipTrainingConfig]:
-        """The phase with L_pose alone, true skeletons and bare hands, the same whatever the second one does."""
+        """The phase with L_pose alone, true skeletons, bare hands and no memory, the same whatever the second does."""
         without_second = {"steps": self.pose_steps, "clip_frames": self.pose_clip_frames, "second_learning_rate": 0.0}
-        without_second["second_augmentation"] = self.augmentation
+        without_second |= {"second_augmentation": self.augmentation, "network": self.network_at(0)}
         pose = replace(self.weights, temporal=0.0, pinch=0.0)
         return self.pose_steps, replace(self, weights=pose, told_size=0.0, occluded=0.0, **without_second)
 
@@ -101,8 +108,8 @@ class ClipData:
 
 
 @dataclass(frozen=True)
-class ClipTraining:
-    """The training of a UmeTrack network (`training.Task`)."""
+class ClipTraining(Task):
+    """The training of a UmeTrack network."""
 
     config: ClipTrainingConfig
     data: ClipData
@@ -114,15 +121,29 @@ class ClipTraining:
     @property
     def sources(self) -> Mapping[str, str]:
         """What it learns from."""
-        data = {"data": self.data.fingerprint}
-        return data if self.pretrained is None else data | {"pretrained": sha256_of(self.pretrained)}
+        beginning = {} if self.pretrained is None else {"pretrained": sha256_of(self.pretrained)}
+        return super().sources | beginning
 
-    def learner(self, device: torch.device) -> ClipLearner:
-        """A new network, and what its losses need."""
-        network = UmeTrack(self.config.network)
+    def learner(self, device: torch.device, step: int) -> ClipLearner:
+        """A new network as the phase of the step has it, and what its losses need."""
+        network = UmeTrack(self.config.network_at(step))
         if self.pretrained is not None:
             pretrain(network.backbone, self.pretrained)
         return ClipLearner(network.to(device), self.generic_hand.to(device, torch.float32))
+
+    def second_phase(self, learner: ClipLearner) -> ClipLearner:
+        """The same network, and what it is to remember with, which begins by passing on what the first phase learnt."""
+        network = learner.network
+        if not self.config.network.temporal_module:
+            return learner
+        device = next(network.parameters()).device
+        with torch.no_grad():
+            network.eval()
+            features = [network.extract(self.batch(step, 0, 1).crops) for step in range(BATCHES_TO_BEGIN_WITH)]
+        remembering = self.learner(device, self.config.pose_steps)
+        remembering.network.begin_remembering(torch.cat(features))
+        remembering.network.load_state_dict(network.state_dict(), strict=False)
+        return remembering
 
     def batch(self, step: int, rank: int, processes: int) -> ClipBatch:
         """One process's share of the step's clips, augmented."""

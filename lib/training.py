@@ -15,23 +15,25 @@ import os
 import platform
 import shutil
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import pandas as pd
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from lib.checkpoints import half_precision, read_metadata, read_weights, save_network
+from lib.checkpoints import half_precision, read_metadata, save_network
 from lib.errors import InputError
 from lib.files import read_json, write_atomically
 from lib.results import commit
@@ -86,28 +88,41 @@ class Losses:
     terms: Mapping[str, Float[Tensor, ""]]
 
 
-@runtime_checkable
-class Task(Protocol):
+class Task(ABC):
     """What a run learns. A description without state: all that changes while it learns belongs to the run.
 
     A batch is a dataclass of tensors whose length is the number of pictures in it.
     """
 
     config: TrainingConfig
-    sources: Mapping[str, str]
-    """Fingerprints of what it learns from."""
+    data: Any
+    """What it learns from, with a `fingerprint`."""
     watched: str
     """The term that the progress bar shows."""
 
-    def learner(self, device: torch.device) -> nn.Module:
-        """A new module that computes losses. Its `network` is saved; `network.costly_layers` may run in bfloat16."""
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """Fingerprints of what it learns from."""
+        return {"data": self.data.fingerprint}
 
+    @abstractmethod
+    def learner(self, device: torch.device, step: int) -> nn.Module:
+        """A new module that computes the losses of a step, and of all others of its phase. Its `network` is saved;
+        `network.costly_layers` may run in bfloat16."""
+
+    def second_phase(self, learner: nn.Module) -> nn.Module:
+        """What the second phase begins with, where the first has ended with `learner`."""
+        return learner
+
+    @abstractmethod
     def batch(self, step: int, rank: int, processes: int) -> Any:
         """The share of a step's batch that falls to one of the processes: a function of its arguments alone."""
 
+    @abstractmethod
     def losses(self, learner: nn.Module, batch: Any, step: int) -> Losses:
         """What `learner` makes of a batch in a step."""
 
+    @abstractmethod
     def validate(self, learner: nn.Module, step: int) -> Losses:
         """Errors on held-out users after a step: on the same examples every time, without augmentation."""
 
@@ -123,16 +138,10 @@ class Run:
         self.folder, self.task, self.config, self.device = folder, task, task.config, torch.device(device)
         self.sources = dict(task.sources)
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        torch.manual_seed(self.config.seed)
-        self.module = task.learner(self.device)
-        self.network = self.module.network
-        self.optimizer = _optimizer(self.network, self.config)
         self.step, self.seconds, self.log, self.sittings = 0, 0.0, [], []
         self._claim_folder()
         self._resume()
         self._sit_down()
-        accelerate(self.network, self.device, self.config)
-        self.learner = _distribute(self.module, self.device) if self.processes > 1 else self.module
 
     def train(self, weights: Path, save_seconds: float = 60.0) -> nn.Module:
         """Train to the end and write the weights in half precision; the checkpoint is renewed every `save_seconds`."""
@@ -219,27 +228,40 @@ class Run:
         common = json.dumps([asdict(config), self.sources])
         return self.folder.parent / "first_phases" / f"{hashlib.sha256(common.encode()).hexdigest()[:16]}.safetensors"
 
+    def _set_up(self, learner: nn.Module) -> None:
+        """Train this from now on."""
+        self.module, self.network = learner, learner.network
+        self.optimizer = _optimizer(self.network, self.config)
+        accelerate(self.network, self.device, self.config)
+        self.learner = _distribute(self.module, self.device) if self.processes > 1 else self.module
+
     def _begin_second_phase(self, weights: Mapping[str, Tensor]) -> None:
         """Go on with rounded weights and a new optimiser: as from the file, so in the process that wrote it."""
-        self.network.load_state_dict(weights)
-        self.optimizer = _optimizer(self.network, self.config)
+        torch.manual_seed(self.config.seed)
+        first = self.task.learner(self.device, 0)
+        first.network.load_state_dict(weights)
+        self._set_up(self.task.second_phase(first))
 
     def _resume(self) -> None:
         """Go on from the last checkpoint; a run that has none, from the end of a phase that another has trained."""
         path = self.folder / "checkpoint.pt"
+        torch.manual_seed(self.config.seed)
         if path.exists():
             state = torch.load(path, map_location=self.device, weights_only=True)
+            self._set_up(self.task.learner(self.device, state["step"]))
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
             self.sittings = state["sittings"]
         elif self._first_phase.exists():
-            self._begin_second_phase(read_weights(self._first_phase, self.network))
+            self._begin_second_phase(load_file(self._first_phase))
             about = read_metadata(self._first_phase)
             self.step, self.seconds = self.config.first_phase()[0], float(about["seconds"])
             log = pd.read_csv(StringIO(about["log"]))
             self.log = [row.dropna().to_dict() for _, row in log.astype(object).iterrows()]
             self.sittings = json.loads(about["run"])["sittings"]
+        else:
+            self._set_up(self.task.learner(self.device, 0))
 
     def _claim_folder(self) -> None:
         """Write down what the run is, or check that the folder holds the same one."""

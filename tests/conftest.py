@@ -178,8 +178,6 @@ def tiny_network(seed: int = 0, **changes) -> UmeTrack:
         torch.manual_seed(seed)
         network = UmeTrack(NetworkConfig(**{**TINY.__dict__, **changes}))
         network.backbone.head.reset_parameters()
-        if network.config.temporal_module:
-            network.temporal[0].reset_parameters()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1, generator=generator)

@@ -58,16 +58,8 @@ def test_overfits_a_clip(data, tmp_path):
     source = ClipSource([sequence_of(tmp_path, 4)])
     source.labels["views"][:, 1] = 0  # the left hand only: one clip
     one = ClipData(source, source, "one clip")
-    training = run(
-        tmp_path / "run",
-        one,
-        steps=400,
-        pose_steps=400,
-        hands=4,
-        learning_rate=4e-3,
-        warmup_steps=10,
-        validation_every=400,
-    )
+    steps = {"steps": 500, "pose_steps": 500, "validation_every": 500}
+    training = run(tmp_path / "run", one, **steps, hands=4, learning_rate=4e-3, warmup_steps=10)
     training.train(tmp_path / WEIGHTS)
     assert training.log[-1]["known_mpjpe_mm"] < 2.0
 
@@ -140,9 +132,9 @@ def test_phases_and_schedule():
 
 def test_the_second_phase_keeps_the_batch_statistics_of_the_first(data, tmp_path):
     training = run(tmp_path / "run", data)
-    norms = [m for m in training.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
 
     def changed_by_a_step() -> list[tuple[bool, bool]]:
+        norms = [m for m in training.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         before = [(norm.running_mean.clone(), norm.weight.detach().clone()) for norm in norms]
         training.one_step()
         pairs = zip(norms, before, strict=True)
@@ -358,6 +350,21 @@ def test_a_log_can_be_thinned_in_parts():
     pd.testing.assert_frame_equal(thinned(log[:20]), log[:20], check_names=False)
 
 
+def test_the_second_phase_begins_with_what_the_first_has_learnt(data, tmp_path):
+    def error(training: Run) -> float:
+        """Of the first phase's clips, one frame long, so that there is nothing to remember."""
+        with torch.no_grad():
+            losses = training.module.eval()(training.task.batch(0, 0, 1), CONFIG.weights_at(0))
+        return float(losses.terms["known_mpjpe_mm"])
+
+    first = run(tmp_path / "no_temporal", data, pose_clip_frames=1, network=replace(TINY, temporal_module=False))
+    while first.step < CONFIG.pose_steps:
+        first.one_step()
+    second = run(tmp_path / "full", data, pose_clip_frames=1)
+    assert (second.step, second.network.config.temporal_module) == (CONFIG.pose_steps, True)
+    assert error(second) == pytest.approx(error(first), rel=0.02)
+
+
 def test_a_phase_in_common_is_trained_once(data, tmp_path):
     alone = run(tmp_path / "alone" / "full", data, weights=LossWeights(pinch=0.0))
     alone.train(tmp_path / "alone" / WEIGHTS)
@@ -370,5 +377,7 @@ def test_a_phase_in_common_is_trained_once(data, tmp_path):
     curves = [pd.read_csv(folder / "full" / "curve.csv") for folder in (tmp_path / "alone", tmp_path / "runs")]
     pd.testing.assert_frame_equal(*(curve.drop(columns=["seconds", "waiting"]) for curve in curves))
     assert curves[0].crops.iloc[-1] == pd.read_csv(tmp_path / "runs/pose/curve.csv").crops.iloc[-1]
+    forgetful = run(tmp_path / "runs" / "no_temporal", data, network=replace(TINY, temporal_module=False))
+    assert forgetful.step == CONFIG.pose_steps, "single frames are the same to a network without memory"
     other = run(tmp_path / "runs" / "other", data, seed=1, weights=LossWeights(pinch=0.0))
     assert other.step == 0

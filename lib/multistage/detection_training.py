@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +16,7 @@ from lib.errors import InputError
 from lib.losses import masked_mean
 from lib.multistage.detection import PRESENCE_THRESHOLD, Circles, DetNet, DetNetConfig, normalised, to_circles
 from lib.multistage.views import ViewSequence
-from lib.training import Losses, TrainingConfig, draw_examples
+from lib.training import Losses, Task, TrainingConfig, draw_examples
 
 
 @dataclass(frozen=True)
@@ -128,19 +128,14 @@ def detection_errors(
 
 
 @dataclass(frozen=True)
-class DetectionTraining:
-    """The training of DetNet (`training.Task`)."""
+class DetectionTraining(Task):
+    """The training of DetNet."""
 
     config: DetectionTrainingConfig
     data: ViewData
     watched = "center_px"
 
-    @property
-    def sources(self) -> Mapping[str, str]:
-        """What it learns from."""
-        return {"data": self.data.fingerprint}
-
-    def learner(self, device: torch.device) -> DetectionLearner:
+    def learner(self, device: torch.device, step: int) -> DetectionLearner:
         """A new DetNet and its loss."""
         config = self.config
         return DetectionLearner(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +15,7 @@ from lib.hands import HandModel, for_hand
 from lib.multistage.keypoints import KeyNet, KeyNetConfig, decode, hand_scale, prior, relative_distance, targets
 from lib.network import CROP_SIZE
 from lib.objective import PINCH_COPIES, ClipData
-from lib.training import Losses, TrainingConfig, draw_examples
+from lib.training import Losses, Task, TrainingConfig, draw_examples
 from lib.transforms import apply, axis_angle_rotation, homogeneous
 
 HIT_PX = 3.0
@@ -106,19 +105,14 @@ class KeypointLearner(nn.Module):
 
 
 @dataclass(frozen=True)
-class KeypointTraining:
-    """The training of KeyNet (`training.Task`)."""
+class KeypointTraining(Task):
+    """The training of KeyNet."""
 
     config: KeypointTrainingConfig
     data: ClipData
     watched = "median_px"
 
-    @property
-    def sources(self) -> Mapping[str, str]:
-        """What it learns from."""
-        return {"data": self.data.fingerprint}
-
-    def learner(self, device: torch.device) -> KeypointLearner:
+    def learner(self, device: torch.device, step: int) -> KeypointLearner:
         """A new KeyNet and its loss."""
         return KeypointLearner(KeyNet(self.config.network).to(device), self.config.distance_weight)
 
