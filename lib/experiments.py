@@ -35,7 +35,7 @@ not be learnt again by each."""
 
 
 def _clips(network: NetworkConfig, weights: LossWeights) -> ClipTrainingConfig:
-    return ClipTrainingConfig(network, weights, PRETRAINING, steps=8_500, pose_steps=7_000)
+    return ClipTrainingConfig(network, weights, PRETRAINING, steps=17_500, pose_steps=16_000)
 
 
 def _crops(network: KeyNetConfig, steps: int) -> KeypointTrainingConfig:
@@ -56,10 +56,10 @@ EXPERIMENTS: dict[str, TrainingConfig] = {
     "full_tenfold_temporal_loss": _clips(REFERENCE_NETWORK, LossWeights(temporal=0.5, pinch=0.0)),
     "full_temporal_tenfold_pinch_loss": _clips(REFERENCE_NETWORK, LossWeights(pinch=4.0)),
     "detnet": DetectionTrainingConfig(steps=2_400),
-    "keynet": _crops(REFERENCE_KEYNET, steps=14_000),
+    "keynet": _crops(REFERENCE_KEYNET, steps=32_000),
 }
-"""What the others begin with; rows of Tables 2 to 4 that are trained (`full_one_euro` filters `full`), for about half
-an hour each on two CPU cores; ten times the paper's L_temp and L_pinch, to see whether their weights are at fault; and
+"""What the others begin with; rows of Tables 2 to 4 that are trained (`full_one_euro` filters `full`), for about an
+hour each on two CPU cores; ten times the paper's L_temp and L_pinch, to see whether their weights are at fault; and
 the multi-stage baseline."""
 
 _SEED = "_seed"  # in the name of a run with another seed, before the seed
