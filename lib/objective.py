@@ -31,7 +31,7 @@ PINCH_COPIES = 6
 """How many times clips that show a pinch are drawn, for the baseline, too: 5 % of all clips, 23 % of those drawn."""
 
 BATCHES_TO_BEGIN_WITH = 10
-"""Batches of the first phase, in whose features the temporal module begins."""
+"""Batches of the first phase whose features show the temporal module what to pass on at first."""
 
 
 @dataclass(frozen=True)
