@@ -169,8 +169,8 @@ def _percent_more(mine, of_full):
 def seeds_table(profile: str, predictions: Mapping[str, Predictions]) -> pd.DataFrame:
     """How far training with other seeds scatters: a row for each run of `REPEATED` with a seed of its own.
 
-    Columns: experiment, seed; the error of held-out users (mm, known skeleton) where the first phase ends, and at the
-    end; and on separate hands of test users MPJPE and MPJPA, where `predictions`, by run, hold them.
+    Columns: experiment, seed, steps; the error of held-out users (mm, known skeleton) where the first phase ends, and
+    at the end; and on separate hands of test users MPJPE and MPJPA, where `predictions`, by run, hold them.
     """
     rows = []
     for run, curve in training_curves(profile).items():
@@ -178,15 +178,16 @@ def seeds_table(profile: str, predictions: Mapping[str, Predictions]) -> pd.Data
         if experiment not in REPEATED:
             continue
         measured = curve.dropna(subset="validation_known_mpjpe_mm").set_index("step").validation_known_mpjpe_mm
-        first_phase_ends = read_json(results_folder(profile) / "runs" / run / "config.json")["training"]["pose_steps"]
-        nearest = abs(measured.index - first_phase_ends).argmin()  # thinned curves end their parts where it suits them
-        row = {"experiment": experiment, "seed": seed, "first_phase_held_out_mm": measured.iloc[nearest]}
-        row["held_out_mm"] = measured.iloc[-1]
+        config = read_json(results_folder(profile) / "runs" / run / "config.json")["training"]
+        nearest = abs(measured.index - config["pose_steps"]).argmin()  # thinned curves end their parts where it suits
+        row = {"experiment": experiment, "seed": seed, "steps": config["steps"]}
+        row |= {"first_phase_held_out_mm": measured.iloc[nearest], "held_out_mm": measured.iloc[-1]}
         if run in predictions:
             chosen = predictions[run].only(protocol="separate_hand")
             row |= {MPJPE: chosen.errors().mean, MPJPA: chosen.jitter().mean}
         rows.append(row)
-    return pd.DataFrame(rows, columns=["experiment", "seed", "first_phase_held_out_mm", "held_out_mm", MPJPE, MPJPA])
+    held_out = ["first_phase_held_out_mm", "held_out_mm"]
+    return pd.DataFrame(rows, columns=["experiment", "seed", "steps", *held_out, MPJPE, MPJPA])
 
 
 def scale_table(unknown: Predictions) -> pd.DataFrame:

@@ -173,13 +173,14 @@ def test_seeds_are_read_off_the_curves(tmp_path, monkeypatch):
     for run, errors in {"full": (12.0, 13.0), "full_seed1": (12.5, 11.0), "no_ftl": (40.0, 41.0)}.items():
         folder = tmp_path / "results" / "tiny" / "runs" / run
         folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps({"training": {"pose_steps": 70}}))
+        (folder / "config.json").write_text(json.dumps({"training": {"steps": 100, "pose_steps": 70}}))
         rows = [(49, 20.0), (60, None), (72, errors[0]), (80, None), (99, errors[1])]
         pd.DataFrame(rows, columns=["step", "validation_known_mpjpe_mm"]).to_csv(folder / "curve.csv", index=False)
     made = made_up(9.0, 3.5)["known"]
     table = seeds_table("tiny", {"full": made})
     assert table.experiment.tolist() == ["full", "full"]
     assert table.seed.tolist() == [0, 1]
+    assert table.steps.tolist() == [100, 100]
     assert table.first_phase_held_out_mm.tolist() == [12.0, 12.5]
     assert table.held_out_mm.tolist() == [13.0, 11.0]
     assert table.mpjpe_mm[0] == made.only(protocol="separate_hand").errors().mean
