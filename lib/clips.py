@@ -60,6 +60,8 @@ class ClipBatch:
     joint_angles: Float[Tensor, "frames clips 22"]
     world_from_wrist: Float[Tensor, "frames clips 4 4"]
     pinch: Bool[Tensor, "frames clips"]
+    size: Float[Tensor, "clips"]
+    """By what the augmentation has enlarged the world, hands and cameras, about its origin."""
 
     def __len__(self) -> int:
         """How many crops the network sees."""
@@ -182,7 +184,7 @@ class ClipSource:
         )
         models = self.hand_models[self.sequence[frame].flatten()].scaled(draws.size.expand_as(frame).flatten())
         wrists = enlarged(labels["world_from_wrist"], draws.size)
-        return ClipBatch(crops, models, models, labels["joint_angles"], wrists, labels["pinch"])
+        return ClipBatch(crops, models, models, labels["joint_angles"], wrists, labels["pinch"], draws.size)
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,7 @@ class TemporalState:
 
     def update(self, hands: Int[Tensor, "chosen"], state: TemporalState) -> TemporalState:
         """This state with that of some hands replaced."""
+        hands = hands.to(self.tracked.device)
         return TemporalState(
             self.memory.index_copy(0, hands, state.memory),
             self.camera_from_world.index_copy(0, hands, state.camera_from_world),

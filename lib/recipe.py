@@ -39,6 +39,11 @@ def _augmented(strength: float = 1.0, **changes: float) -> ClipTrainingConfig:
     return replace(BASE, augmentation=first, second_augmentation=second)
 
 
+def _from_nothing(*widths: int) -> ClipTrainingConfig:
+    """The base with another backbone, for which there is no encoder to begin with."""
+    return replace(BASE, pretrained=None, network=replace(REFERENCE_NETWORK, widths=widths))
+
+
 VARIANTS: dict[str, ClipTrainingConfig] = {
     "base": BASE,
     "beginning from nothing": replace(BASE, pretrained=None),
@@ -67,8 +72,8 @@ VARIANTS: dict[str, ClipTrainingConfig] = {
     "one view in 60 %": _augmented(single_view=0.6),
     "U weighs 0.3": replace(BASE, weights=replace(_POSE_TEMPORAL, unknown=0.3)),
     "U weighs 0": replace(BASE, weights=replace(_POSE_TEMPORAL, unknown=0.0)),
-    "24, 48, 96 channels": replace(BASE, network=replace(REFERENCE_NETWORK, widths=(24, 48, 96))),
-    "48, 96, 160 channels": replace(BASE, network=replace(REFERENCE_NETWORK, widths=(48, 96, 160))),
+    "beginning from nothing, 24, 48, 96 channels": _from_nothing(24, 48, 96),
+    "beginning from nothing, 48, 96, 160 channels": _from_nothing(48, 96, 160),
 }
 
 

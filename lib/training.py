@@ -38,6 +38,9 @@ from lib.errors import InputError
 from lib.files import read_json, write_atomically
 from lib.results import commit
 
+FIRST_PHASE_VERSION = 1
+"""Raised whenever the same configuration no longer gives the same weights, so that no first phase of before is used."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
@@ -225,7 +228,7 @@ class Run:
     def _first_phase(self) -> Path:
         """Where the runs beside this one find and leave the weights after the phase that they have in common."""
         _, config = self.config.first_phase()
-        common = json.dumps([asdict(config), self.sources])
+        common = json.dumps([FIRST_PHASE_VERSION, asdict(config), self.sources])
         return self.folder.parent / "first_phases" / f"{hashlib.sha256(common.encode()).hexdigest()[:16]}.safetensors"
 
     def _set_up(self, learner: nn.Module) -> None:
@@ -303,7 +306,10 @@ def fit_to_minutes(task: Task, device: torch.device | str, minutes: float, folde
     with TemporaryDirectory() as scratch:
         run = Run(Path(scratch, "run"), task, device)
         seconds = [run.one_step()["seconds"] for _ in range(15)]
-    return task.config.lasting(max(2, int(60 * minutes / ((seconds[-1] - seconds[4]) / 10))))
+    steps = [max(2, int(60 * minutes / ((seconds[-1] - seconds[4]) / 10)))]
+    if dist.is_initialized():
+        dist.broadcast_object_list(steps)  # as the first process measured them
+    return task.config.lasting(*steps)
 
 
 def draw_examples(
@@ -318,7 +324,7 @@ def draw_examples(
     generator = torch.Generator().manual_seed(1_000_003 * seed + step)
     chosen = examples[torch.randint(len(examples), (count,), generator=generator)]
     share = count // processes
-    generator.manual_seed(generator.initial_seed() + rank)
+    generator.manual_seed(generator.initial_seed() + (rank << 24))  # no step of the run has it
     return chosen[rank * share : (rank + 1) * share], generator
 
 

@@ -230,6 +230,11 @@ def test_a_state_can_be_taken_apart_and_updated(rng):
     assert_same(tensors_of(updated[torch.tensor([1])]), tensors_of(state[torch.tensor([1])]), atol=0)
 
 
+def test_a_state_on_another_device_is_updated_by_indices_from_the_cpu():
+    state = TemporalState.untracked(3, "meta").update(torch.tensor([2, 0]), TemporalState.untracked(2, "meta"))
+    assert {value.device.type for value in tensors_of(state).values()} == {"meta"}
+
+
 @pytest.mark.parametrize("option", ["feature_transform", "skeleton_encoder", "temporal_module"])
 def test_each_ablation_runs_and_is_no_larger(rng, skeleton, option):
     ablated = tiny_network(**{option: False})

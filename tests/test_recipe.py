@@ -4,8 +4,12 @@ import pandas as pd
 import pytest
 
 from lib import recipe
+from lib.checkpoints import save_network
 from lib.errors import InputError
+from lib.experiments import EXPERIMENTS
 from lib.files import write_atomically
+from lib.multistage.keypoints import KeyNet, pretrain
+from lib.network import UmeTrack
 from lib.rendered.shape import generic_hand
 
 
@@ -56,3 +60,11 @@ def test_another_configuration_other_data_or_another_beginning_replace_the_row(t
 def test_an_unknown_variant_lists_what_there_is(trained, tmp_path):
     with pytest.raises(InputError, match="no variant larger; there are base"):
         search(tmp_path, "larger")
+
+
+def test_every_variant_has_the_layers_of_the_encoder_that_it_begins_with(tmp_path):
+    networks = {(config.pretrained, config.network) for config in recipe.VARIANTS.values() if config.pretrained}
+    for name, network in networks:
+        save_network(KeyNet(EXPERIMENTS[name].network), tmp_path / "weights.safetensors", {})
+        pretrain(UmeTrack(network).backbone, tmp_path / "weights.safetensors")
+    assert networks

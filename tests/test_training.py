@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import TINY, tiny_network
 from test_clips import sequence_of
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lib.checkpoints import load_network, save_network
@@ -25,7 +26,7 @@ from lib.hands import for_hand
 from lib.losses import LossWeights, pinch_loss, temporal_loss
 from lib.multistage.keypoints import KeyNet, KeyNetConfig
 from lib.network import Crops, TemporalState
-from lib.objective import ClipData, ClipLearner, ClipTraining, ClipTrainingConfig, clip_features
+from lib.objective import ClipData, ClipLearner, ClipTraining, ClipTrainingConfig, clip_features, keep_batch_norms
 from lib.rendered.shape import generic_hand
 from lib.training import Run, draw_examples, thinned
 
@@ -144,6 +145,22 @@ def test_the_second_phase_keeps_the_batch_statistics_of_the_first(data, tmp_path
     while training.step < CONFIG.pose_steps:
         training.one_step()
     assert all(scale and not mean for mean, scale in changed_by_a_step())
+
+
+def test_batch_statistics_are_kept_on_several_gpus_too():
+    layers = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))).train()
+    keep_batch_norms(layers)
+    assert not layers[1].training
+
+
+def test_processes_draw_other_numbers_than_each_other_at_any_step():
+    examples = torch.arange(100)
+    drawn = [
+        torch.rand(4, generator=draw_examples(examples, 4, seed=0, step=step, rank=rank, processes=2)[1]).tolist()
+        for step in range(4)
+        for rank in range(2)
+    ]
+    assert len({tuple(numbers) for numbers in drawn}) == 8
 
 
 def test_the_second_phase_is_told_of_hands_of_a_wrong_size(data):

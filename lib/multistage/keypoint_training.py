@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lib.cameras import Pinhole
 from lib.clips import NO_AUGMENTATION, Augmentation, ClipSource
 from lib.files import MM
-from lib.hands import HandModel, for_hand
+from lib.hands import for_hand
 from lib.multistage.keypoints import KeyNet, KeyNetConfig, decode, hand_scale, prior, relative_distance, targets
 from lib.network import CROP_SIZE
 from lib.objective import PINCH_COPIES, ClipData
@@ -145,7 +145,8 @@ def crop_batch(
     clips = source.batch(hands, 1, augmentation, generator)
     model, crops = clips.hand_model, clips.crops
     shown = torch.stack((torch.ones_like(crops.two_views), crops.two_views), dim=1)
-    expected, known = _expected_landmarks(source, hands, model, config, generator)
+    expected, known = _expected_landmarks(source, hands, config, generator)
+    expected = expected * clips.size[:, None, None]
 
     def seen(landmarks: Float[Tensor, "hands 21 3"]) -> tuple[Tensor, Tensor, Tensor]:
         """Pixels, relative distances and depths in all crops that are shown."""
@@ -162,11 +163,10 @@ def crop_batch(
 def _expected_landmarks(
     source: ClipSource,
     hands: Int[Tensor, "hands 2"],
-    model: HandModel,
     config: PriorConfig,
     generator: torch.Generator,
 ) -> tuple[Float[Tensor, "hands 21 3"], Bool[Tensor, "hands"]]:
-    """Where a tracker would expect the landmarks (m, world), and whether it was tracking the hand at all."""
+    """Where a tracker would expect the landmarks (m, not enlarged), and whether it was tracking the hand at all."""
     count, device = len(hands), source.device
 
     def normal(deviation: float, *shape: int) -> Tensor:
@@ -188,6 +188,7 @@ def _expected_landmarks(
     axis = nn.functional.normalize(normal(1.0, 3), dim=-1)
     rotation = axis_angle_rotation(axis, normal(config.rotation)) @ wrist[:, :3, :3]
     moved = homogeneous(rotation, position + normal(config.position, 3))
+    model = source.hand_models[source.sequence[frame]]
     return model.landmarks(angles + normal(config.joint_angles, 22), for_hand(moved, hand)), known
 
 
