@@ -4,7 +4,7 @@ A camera is immutable; its parameters may carry batch dimensions, which broadcas
 `camera[:, None].project(points)` projects points (cameras, n, 3). Camera axes are x right, y down, z forward, pixel
 centres lie at integer coordinates. Geometry is computed in the type of its input; use float64 where it matters.
 
-Source: `conventions.md` of the published data, Kannala & Brandt 2006 for the fisheye family.
+Source: the camera models of the public dataset; Kannala & Brandt 2006 for the fisheye family.
 """
 
 from __future__ import annotations

@@ -36,7 +36,8 @@ class Augmentation:
     roll: float = 0.2
     focal_scale: float = 0.07
     jitter: float = 0.2
-    """Share of a perturbation that is drawn anew in every frame; the rest is constant through the clip."""
+    """How far a perturbation changes from frame to frame, relative to what it is for the whole clip: standard
+    deviations, of two draws that are added."""
     gain: float = 0.2
     single_view: float = 0.3
     """Share of clips of which only one view is kept, whichever."""
@@ -83,8 +84,8 @@ class ClipBatch:
         return self.hand_model.landmarks(self.joint_angles.flatten(0, 1), wrists)
 
     def misinformed(self, deviation: float, generator: torch.Generator) -> ClipBatch:
-        """The same clips, each with a told skeleton that is too large or too small: by a factor of whose logarithm this
-        is the standard deviation."""
+        """The same clips, each told a skeleton of a wrong size: too large or too small by a random factor, whose
+        logarithm has this standard deviation."""
         factor = (deviation * torch.randn(self.shape[1], generator=generator)).exp().to(self.pinch.device)
         return replace(self, told_model=self.hand_model.scaled(factor.repeat(self.shape[0])))
 

@@ -58,9 +58,9 @@ EXPERIMENTS: dict[str, TrainingConfig] = {
     "detnet": DetectionTrainingConfig(steps=2_400),
     "keynet": _crops(REFERENCE_KEYNET, steps=30_250),
 }
-"""What the others begin with; rows of Tables 2 to 4 that are trained (`full_one_euro` filters `full`), for about an
-hour each on two CPU cores; ten times the paper's L_temp and L_pinch, to see whether their weights are at fault; and
-the multi-stage baseline."""
+"""In this order: the image encoder that the end-to-end networks begin with; the rows of Tables 2 to 4 (`full_one_euro`
+filters `full`, and is not trained); ten times the paper's L_temp and L_pinch, to see whether their weights are at
+fault; the multi-stage baseline. Each takes at most an hour and a half on one CPU core."""
 
 _SEED = "_seed"  # in the name of a run with another seed, before the seed
 VALIDATION_SHARE = 0.1

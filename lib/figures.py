@@ -216,7 +216,7 @@ def augmentation_figure(scene: HandScene, look_at: float, roll: float, focal_sca
         ("look-at", (look_at, -look_at), 0.0, 1.0),
         ("in-plane rotation", (0.0, 0.0), roll, 1.0),
         ("focal length", (0.0, 0.0), 0.0, focal_scale),
-        ("all three", (-look_at, look_at), -roll, 1 / focal_scale),
+        ("all three", (look_at, -look_at), roll, focal_scale),
     )
     figure, grid = plt.subplots(2, len(changes), figsize=(PAGE_WIDTH, 3.1))
     for hand, row in enumerate(grid):

@@ -76,18 +76,20 @@ def hand_frames(recordings: Iterable[Recording]) -> pd.DataFrame:
     """One row per labelled hand and frame: where it is, how it moves, who sees it.
 
     Columns: protocol, user, recording, frame, hand, views, distance_m (wrist to the mean of the cameras), speed_m_s
-    (of the wrist), jitter_mm (MPJPA of the label), pinch, pinch_distance_mm.
+    (of the wrist, since the frame before), jitter_mm (MPJPA of the label), pinch, pinch_distance_mm. Speed and jitter
+    are NaN where a neighbouring frame that they need is missing or not labelled.
     """
     return pd.concat([_hand_frames(recording) for recording in recordings], ignore_index=True)
 
 
 def _hand_frames(recording: Recording) -> pd.DataFrame:
     landmarks = torch.from_numpy(true_keypoints(recording)) / MM
+    landmarks[~recording.labelled.T] = torch.nan
     frames = len(recording)
     views = torch.stack([sees_hand(recording.cameras(t), landmarks[:, t]).sum(dim=1) for t in range(frames)], dim=1)
     wrist = landmarks[:, :, WRIST]
     distance = (wrist - recording.world_from_camera[:, :, :3, 3].mean(dim=1)).norm(dim=-1)
-    speed = torch.diff(wrist, dim=1, prepend=wrist[:, :1]).norm(dim=-1) * FRAMES_PER_SECOND
+    speed = torch.diff(wrist, dim=1, prepend=wrist[:, :1] * torch.nan).norm(dim=-1) * FRAMES_PER_SECOND
     jitter = torch.nn.functional.pad(acceleration(landmarks, dim=1).norm(dim=-1).mean(dim=-1), (1, 1), value=torch.nan)
     pinch = torch.zeros(frames, HANDS, dtype=torch.bool) if recording.pinch is None else recording.pinch
     columns = {

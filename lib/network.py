@@ -158,7 +158,7 @@ class UmeTrack(nn.Module):
 
     @property
     def costly_layers(self) -> tuple[nn.Module, ...]:
-        """The 3x3 convolutions, the backbone's first: what may run in half precision in training."""
+        """The layers that may run in half precision in training: the convolutions of backbone and regressors."""
         return self.backbone, self.regressor_known.layers, self.regressor_unknown.layers
 
     def features(self, crops: Crops, state: TemporalState) -> tuple[Features, TemporalState]:

@@ -142,7 +142,7 @@ class ClipTraining(Task):
             features = [network.extract(self.batch(step, 0, 1).crops) for step in range(BATCHES_TO_BEGIN_WITH)]
         remembering = self.learner(device, self.config.pose_steps)
         remembering.network.begin_remembering(torch.cat(features))
-        remembering.network.load_state_dict(network.state_dict(), strict=False)
+        remembering.network.load_state_dict(remembering.network.state_dict() | network.state_dict())
         return remembering
 
     def batch(self, step: int, rank: int, processes: int) -> ClipBatch:

@@ -67,7 +67,7 @@ class TrainingConfig:
         return self.scheduled(self.learning_rate, step, self.steps)
 
     def scheduled(self, highest: float, step: int, steps: int) -> float:
-        """The learning rate of a step of as many as the schedule is for."""
+        """The learning rate of one `step`, by a schedule that takes `steps` and reaches at most `highest`."""
         warm = highest * min(1.0, (step + 1) / self.warmup_steps)
         if self.schedule == "constant":
             return warm
@@ -79,7 +79,8 @@ class TrainingConfig:
         return replace(self, steps=steps)
 
     def first_phase(self) -> tuple[int, TrainingConfig]:
-        """How many steps are the same in every configuration that has the same one beside it. Here none."""
+        """The number of steps that a run may share with others, and what they depend on: runs whose second values are
+        equal share their first phase. Here no steps are shared."""
         return 0, self
 
 

@@ -36,11 +36,12 @@ def fit_scale(
     starts: Sequence[HandPose],
     weights: FitWeights = SCALE_WEIGHTS,
 ) -> float | None:
-    """The scale of `model` that minimises the energy of all observed hands together, beside their poses from `start`.
+    """The scale of `model` that, with the hands' poses, minimises the energy of all observed hands together.
 
-    Every hand counts that two views show; both hands of a user may be given together. The Hessian is an arrow, one
-    block per pose and a border for the scale: eliminating the poses (Schur complement) leaves one equation. None if no
-    hand counts. Source: MEgATrack, Scale calibration.
+    `starts` holds the poses that the descent begins with, one batch for each of `observations`. Every hand counts that
+    two views show; both hands of a user may be given together. The Hessian is an arrow, one block per pose and a border
+    for the scale: eliminating the poses (Schur complement) leaves one equation. None if no hand counts.
+    Source: MEgATrack, Scale calibration.
     Deviation: E_2D + w1 E_dist instead of E_2D alone, which noise makes overestimate: independent errors of the
     keypoints lengthen bones (1.5 px over 100 frames: by 0.5 %, against 0.1 % with relative distances off by 3 mm).
     """

@@ -21,7 +21,10 @@ from lib.training import Losses, Task, TrainingConfig, draw_examples
 
 @dataclass(frozen=True)
 class DetectionTrainingConfig(TrainingConfig):
-    """DetNet, its loss and its batches. Source: MEgATrack for the weights and the augmentation."""
+    """DetNet, its loss and its batches. Source: MEgATrack for the weights and the augmentation.
+
+    Deviation: Adam and half a cosine, as for all networks here, and fewer views per batch.
+    """
 
     network: DetNetConfig = field(default_factory=DetNetConfig)
     circle_weight: float = 100.0
