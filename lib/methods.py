@@ -17,7 +17,6 @@ import torch
 from lib.errors import InputError
 from lib.experiments import experiment_and_seed
 from lib.filters import OneEuroFilter, search_one_euro
-from lib.multistage.calibration import SCALE_WEIGHTS
 from lib.multistage.fit import FIT_WEIGHTS
 from lib.multistage.looks import Footage
 from lib.multistage.networks import keypoint_source
@@ -91,7 +90,7 @@ def predict_multistage(
             "unknown": [replace(tracks, scale=scale) for tracks, scale in zip(unknown, scales, strict=True)],
         }
 
-    source = f"{weights_hash(profile, KEYPOINTS)} {FIT_WEIGHTS} {SCALE_WEIGHTS}"
+    source = f"{weights_hash(profile, KEYPOINTS)} {FIT_WEIGHTS}"
     return load_or_predict(BASELINE, profile, data_folder, source, track, split)
 
 

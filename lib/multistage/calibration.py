@@ -26,15 +26,13 @@ from lib.multistage.fit import FIT_WEIGHTS, HandPose, Observation, one_hand
 from lib.multistage.kinematics import NUM_PARAMETERS, NUM_POSE, Skeleton
 
 ITERATIONS = 30
-SCALE_WEIGHTS = FIT_WEIGHTS._replace(distance=0.04)
-"""Tracking wants more of the relative distances, but noise in them shortens hands: by 0.5 % at a weight of 0.16."""
 
 
 def fit_scale(
     observations: Sequence[Observation],
     model: HandModel,
     starts: Sequence[HandPose],
-    weights: FitWeights = SCALE_WEIGHTS,
+    weights: FitWeights = FIT_WEIGHTS,
 ) -> float | None:
     """The scale of `model` that, with the hands' poses, minimises the energy of all observed hands together.
 

@@ -26,7 +26,7 @@ class FitWeights(NamedTuple):
     beyond `outlier_px` count linearly (Huber), so that one mistaken keypoint cannot carry a hand away.
     """
 
-    distance: float = 0.16
+    distance: float = 0.04
     """Of squared relative distances in mm²."""
     temporal: float = 20.0
     """Of the squared change of the pose since the previous frame in rad² and dm²."""
