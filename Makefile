@@ -142,5 +142,5 @@ lab: $(INSTALLED) ## open the notebooks in JupyterLab
 
 .PHONY: clean
 clean: ## remove rendered data, executed notebooks and caches (the environment: rm -r .venv)
-	rm -rf data/*/ results/*/notebooks results/*/runs/*/checkpoint.pt results/smoke .pytest_cache .ruff_cache
+	rm -rf data/*/ results/*/notebooks results/smoke .pytest_cache .ruff_cache
 	find lib tests notebooks -name __pycache__ -prune -exec rm -rf {} +

@@ -35,7 +35,7 @@ def layer_shapes(network: UmeTrack, crops: Crops, model: HandModel) -> dict[str,
     try:
         features, _ = network.eval().features(crops, TemporalState.untracked(len(crops.images)))
         network.known(features, crops, model)
-        network.unknown(features[crops.two_views], _two_views(crops))
+        network.unknown(features[crops.two_views], crops[crops.two_views])
     finally:
         for hook in hooks:
             hook.remove()
@@ -44,10 +44,6 @@ def layer_shapes(network: UmeTrack, crops: Crops, model: HandModel) -> dict[str,
 
 def _text(output: torch.Tensor) -> str:
     return "×".join(str(size) for size in output.shape[1:])
-
-
-def _two_views(crops: Crops) -> Crops:
-    return Crops(**{name: value[crops.two_views] for name, value in vars(crops).items()})
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -11,15 +12,15 @@ from torch import nn
 from lib.clips import ClipSource
 from lib.crop_cache import CropSequence
 from lib.errors import InputError
-from lib.files import fingerprint, read_json
+from lib.files import fingerprint, read_json, sha256_of
 from lib.hands import HandModel
 from lib.losses import LossWeights
 from lib.multistage.detection_training import DetectionTraining, DetectionTrainingConfig, ViewData, ViewSource
 from lib.multistage.keypoint_training import KeypointTraining, KeypointTrainingConfig
-from lib.multistage.keypoints import KeyNetConfig
+from lib.multistage.keypoints import KeyNetConfig, pretrain
 from lib.multistage.views import ViewSequence
 from lib.network import NetworkConfig
-from lib.objective import ClipData, ClipTraining, ClipTrainingConfig
+from lib.objective import Beginning, ClipData, ClipTraining, ClipTrainingConfig
 from lib.results import results_folder
 from lib.training import Run, Task, TrainingConfig, fit_to_minutes
 
@@ -108,19 +109,23 @@ def train_experiment(
 
     `minutes` replaces the number of steps by what the machine does in that time. With another `seed`, of the first
     weights and of all that is drawn in training, the name ends in `_seedN`. Raises InputError if the folder holds a
-    run and `resume` is not asked for.
+    run and `resume` is not asked for, or if the weights are there and would be replaced.
     """
     run_name = f"{name}{_SEED}{seed}" if seed else name
     folder = results_folder(profile) / "runs" / run_name
-    if (folder / "checkpoint.pt").exists() and not resume:
-        raise InputError(f"{folder} holds a run already: go on with --resume, or remove it")
+    weights = results_folder(profile) / "checkpoints" / f"{run_name}.safetensors"
+    if (folder / "checkpoint.pt").exists():
+        if not resume:
+            raise InputError(f"{folder} holds a run already: go on with --resume, or remove it")
+    elif weights.exists():
+        raise InputError(f"{weights} is there: remove it and {folder} to train it anew, or give another --seed")
     config = replace(experiment(name, profile), seed=seed)
     if compiled is not None:
         config = replace(config, compiled=compiled)
     task = load_task(config, profile, data_folder, generic_hand, device)
     if minutes is not None:
         task = replace(task, config=fit_to_minutes(task, device, minutes, folder))
-    return Run(folder, task, device).train(results_folder(profile) / "checkpoints" / f"{run_name}.safetensors")
+    return Run(folder, task, device).train(weights)
 
 
 def load_task(config: TrainingConfig, profile: str, folder: Path, generic_hand: HandModel, device: str) -> Task:
@@ -129,14 +134,14 @@ def load_task(config: TrainingConfig, profile: str, folder: Path, generic_hand: 
     Raises InputError if it begins with a network that the profile has not trained yet.
     """
     if isinstance(config, ClipTrainingConfig):
-        return ClipTraining(config, load_clips(folder, device), generic_hand, pretrained_weights(config, profile))
+        return ClipTraining(config, load_clips(folder, device), generic_hand, beginning(config, profile))
     if isinstance(config, KeypointTrainingConfig):
         return KeypointTraining(config, load_clips(folder, device))
     return DetectionTraining(config, load_views(folder, device))
 
 
-def pretrained_weights(config: ClipTrainingConfig, profile: str) -> Path | None:
-    """The file of the KeyNet that a training begins with, if it does."""
+def beginning(config: ClipTrainingConfig, profile: str) -> Beginning | None:
+    """The KeyNet that a training's image encoder begins as, if it does. Raises InputError if it is not trained yet."""
     if config.pretrained is None:
         return None
     path = results_folder(profile) / "checkpoints" / f"{config.pretrained}.safetensors"
@@ -145,7 +150,7 @@ def pretrained_weights(config: ClipTrainingConfig, profile: str) -> Path | None:
             f"{path}, with which this training begins, is not there: "
             f"run python -m lib train {config.pretrained} --profile {profile} first"
         )
-    return path
+    return Beginning(partial(pretrain, weights=path), sha256_of(path))
 
 
 def load_clips(folder: Path, device: str) -> ClipData:

@@ -17,12 +17,11 @@ from torch import Tensor
 from lib.cameras import PosedCamera
 from lib.crops import crop_cameras, crop_points, perturb, warp
 from lib.errors import InputError
-from lib.hands import LANDMARKS, SKELETON_EDGES, for_hand
+from lib.hands import HAND_NAMES, LANDMARKS, SKELETON_EDGES, for_hand
 from lib.recordings import Recording
 
 HAND_COLORS = ("#D55E00", "#0072B2")
 """Left vermilion, right blue (Okabe & Ito's colours for the colour-blind)."""
-HAND_NAMES = ("left", "right")
 COLUMN_WIDTH, PAGE_WIDTH = 3.5, 7.2
 """Inches."""
 

@@ -21,6 +21,7 @@ from lib.transforms import axis_angle_rotation, homogeneous, mirror_x
 
 NUM_JOINTS, NUM_FINGER_JOINTS, NUM_BONES, NUM_LANDMARKS = 22, 20, 17, 21
 LEFT, RIGHT = 0, 1
+HAND_NAMES = ("left", "right")
 FINGERS = ("thumb", "index", "middle", "ring", "pinky")
 FINGERTIPS = (0, 1, 2, 3, 4)
 THUMB_TIP, INDEX_TIP, WRIST, PALM = 0, 1, 5, 20

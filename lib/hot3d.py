@@ -22,11 +22,10 @@ from torch import Tensor
 from lib.cameras import Camera, Fisheye62, Fisheye624, Pinhole, PosedCamera
 from lib.errors import InputError
 from lib.files import describing, float64, hand_from_json, read_hand, read_json
-from lib.hands import NUM_JOINTS, HandModel
+from lib.hands import HAND_NAMES, NUM_JOINTS, HandModel
 from lib.transforms import homogeneous, quaternion_rotation
 
 CAMERA_MODELS = {"FISHEYE624": Fisheye624, "OCULUSVISIONFISHEYE62": Fisheye62, "PINHOLEPLANE": Pinhole}
-HAND_NAMES = ("left", "right")
 
 
 @dataclass(frozen=True)

@@ -111,10 +111,10 @@ def tune(
         **(of_the_baseline if _has_baseline(profile) else {}),
         PINCH_THRESHOLDS: tune_pinch_thresholds,
     }
+    if unknown := [name for name in names or () if name not in parts]:
+        raise InputError(f"nothing named {', '.join(unknown)} can be tuned; there are {', '.join(parts)}")
     tables = {}
     for name in names or parts:
-        if name not in parts:
-            raise InputError(f"nothing named {name} can be tuned; there are {', '.join(parts)}")
         tables[name] = parts[name](profile, data_folder, device)
         save_table(tables[name], profile, name)
     return tables

@@ -75,6 +75,10 @@ class Crops:
         """The same crops on another device."""
         return Crops(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
+    def __getitem__(self, hands: slice | Tensor) -> Crops:
+        """The crops of some of the hands."""
+        return Crops(**{field.name: getattr(self, field.name)[hands] for field in fields(self)})
+
 
 @dataclass(frozen=True)
 class TemporalState:
@@ -160,6 +164,11 @@ class UmeTrack(nn.Module):
     def costly_layers(self) -> tuple[nn.Module, ...]:
         """The layers that may run in half precision in training: the convolutions of backbone and regressors."""
         return self.backbone, self.regressor_known.layers, self.regressor_unknown.layers
+
+    @property
+    def output_layers(self) -> tuple[nn.Module, ...]:
+        """The layers that give the outputs."""
+        return self.regressor_known.layers[-1], self.regressor_unknown.layers[-1]
 
     def features(self, crops: Crops, state: TemporalState) -> tuple[Features, TemporalState]:
         """Features with 3D and temporal context in each hand's reference camera, and the state after this frame."""

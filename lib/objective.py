@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lib.clips import MILD_AUGMENTATION, NO_AUGMENTATION, Augmentation, ClipBatch, ClipSource
-from lib.files import MM, sha256_of
+from lib.files import MM
 from lib.hands import HandModel, for_hand
 from lib.losses import (
     LossWeights,
@@ -23,8 +22,7 @@ from lib.losses import (
     root_position_loss,
     temporal_loss,
 )
-from lib.multistage.keypoints import pretrain
-from lib.network import Crops, Features, HandPrediction, NetworkConfig, TemporalState, UmeTrack
+from lib.network import Backbone, Features, HandPrediction, NetworkConfig, TemporalState, UmeTrack
 from lib.training import Losses, Task, TrainingConfig, draw_examples
 
 PINCH_COPIES = 6
@@ -108,27 +106,33 @@ class ClipData:
 
 
 @dataclass(frozen=True)
+class Beginning:
+    """What an image encoder begins as: puts the weights of a file into it, whose hash it knows."""
+
+    load: Callable[[Backbone], None]
+    sha256: str
+
+
+@dataclass(frozen=True)
 class ClipTraining(Task):
     """The training of a UmeTrack network."""
 
     config: ClipTrainingConfig
     data: ClipData
     generic_hand: HandModel
-    pretrained: Path | None = None
-    """Weights of the KeyNet that the image encoder begins as."""
+    beginning: Beginning | None = None
     watched = "known_mpjpe_mm"
 
     @property
     def sources(self) -> Mapping[str, str]:
         """What it learns from."""
-        beginning = {} if self.pretrained is None else {"pretrained": sha256_of(self.pretrained)}
-        return super().sources | beginning
+        return super().sources | ({} if self.beginning is None else {"pretrained": self.beginning.sha256})
 
     def learner(self, device: torch.device, step: int) -> ClipLearner:
         """A new network as the phase of the step has it, and what its losses need."""
         network = UmeTrack(self.config.network_at(step))
-        if self.pretrained is not None:
-            pretrain(network.backbone, self.pretrained)
+        if self.beginning is not None:
+            self.beginning.load(network.backbone)
         return ClipLearner(network.to(device), self.generic_hand.to(device, torch.float32))
 
     def second_phase(self, learner: ClipLearner) -> ClipLearner:
@@ -197,7 +201,7 @@ class ClipLearner(nn.Module):
         total = terms["known_loss"]
         two = batch.crops.two_views
         if weights.unknown and bool(two.any()):
-            unknown = _spread(self.network.unknown(features[two], _some(batch.crops, two)), two)
+            unknown = _spread(self.network.unknown(features[two], batch.crops[two]), two)
             generic = self.generic_hand.scaled(unknown.scale)
             terms |= _terms(unknown, generic, batch, true, two.unflatten(0, batch.shape), weights, "unknown")
             total = total + weights.unknown * terms["unknown_loss"]
@@ -212,7 +216,7 @@ def clip_features(network: UmeTrack, batch: ClipBatch) -> Features:
     remembered = []
     for frame in range(frames):
         rows = slice(frame * clips, (frame + 1) * clips)
-        features, state = network.remember(extracted[rows], _some(batch.crops, rows), state)
+        features, state = network.remember(extracted[rows], batch.crops[rows], state)
         remembered.append(features)
     return torch.cat(remembered)
 
@@ -251,12 +255,6 @@ def _terms(
         report["pinch"] = masked_mean(pinch_loss(landmarks.unflatten(0, frames), batch.pinch), mask)
         loss = loss + weights.pinch * report["pinch"]
     return {f"{name}_{term}": value for term, value in (report | {"loss": loss}).items()}
-
-
-def _some(crops: Crops, rows) -> Crops:
-    return Crops(
-        crops.images[rows], crops.focal_px[rows], crops.camera_from_world[rows], crops.hand[rows], crops.two_views[rows]
-    )
 
 
 def _spread(prediction: HandPrediction, rows: Bool[Tensor, "hands"]) -> HandPrediction:

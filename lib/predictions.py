@@ -1,7 +1,7 @@
 """What every method of the study says about every sequence: computed once, kept in a file, and never mixed.
 
 Tables, figures and claims read predictions and nothing else. A file of predictions carries a manifest of what it was
-made from; it is made again when the weights, the data or the code have changed.
+made from; it is made again when the weights or the data have changed, or one of the versions that code raises.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from tqdm import tqdm
 
 from lib.checkpoints import load_network
 from lib.errors import InputError
@@ -25,10 +24,9 @@ from lib.files import sha256_of, write_atomically
 from lib.filters import OneEuroFilter
 from lib.hands import HandModel
 from lib.objective import ClipTrainingConfig
-from lib.recordings import Recording, read_recording
 from lib.rendered.shape import generic_hand
 from lib.results import commit, results_folder
-from lib.sequences import LabelledSequence, SequenceName, Split, load_sequences, split_fingerprint
+from lib.sequences import CROPS_VERSION, LabelledSequence, SequenceName, Split, load_sequences, split_fingerprint
 from lib.statistics import Pooled, error_of, jitter_of
 from lib.streams import HandStreams, track_both
 from lib.tracking import Tracks, forgetful, prepare_for_inference
@@ -195,7 +193,8 @@ def load_or_predict(
     """
     folder = results_folder(profile) / "predictions" / ("" if split == "test" else split)
     paths = {skeleton: folder / f"{method}_{skeleton}.npz" for skeleton in get_args(Skeleton)}
-    made_from = {"method": method, "source": source, "data": split_fingerprint(data_folder, split), "version": VERSION}
+    made_from = {"method": method, "source": source, "data": split_fingerprint(data_folder, split)}
+    made_from |= {"version": VERSION, "crops": CROPS_VERSION}
     if not all(path.exists() and made_from.items() <= read_manifest(path).items() for path in paths.values()):
         sequences, generic = load_sequences(data_folder, split), generic_hand()
         for skeleton, tracks in track(sequences).items():
@@ -238,16 +237,3 @@ def trained_weights(profile: str, experiment: str) -> Path:
 def weights_hash(profile: str, experiment: str) -> str:
     """Identifies the weights of an experiment. Raises InputError if they are missing."""
     return sha256_of(trained_weights(profile, experiment))
-
-
-def track_recordings(track: Callable[[Recording, Skeleton], Tracks]) -> TrackSequences:
-    """A method that runs over whole recordings, one after the other."""
-
-    def track_all(sequences: Sequence[LabelledSequence]) -> dict[Skeleton, list[Tracks]]:
-        recordings = [read_recording(sequence.video) for sequence in sequences]
-        return {
-            skeleton: [track(recording, skeleton) for recording in tqdm(recordings, f"tracking, {skeleton} skeleton")]
-            for skeleton in get_args(Skeleton)
-        }
-
-    return track_all

@@ -17,8 +17,8 @@ import torch
 
 from lib.clips import NO_AUGMENTATION, Augmentation
 from lib.errors import InputError
-from lib.experiments import EXPERIMENTS, REFERENCE_NETWORK, listed_files, load_clips, pretrained_weights
-from lib.files import sha256_of, write_atomically
+from lib.experiments import EXPERIMENTS, REFERENCE_NETWORK, beginning, listed_files, load_clips
+from lib.files import write_atomically
 from lib.hands import HandModel
 from lib.objective import ClipTraining, ClipTrainingConfig
 from lib.results import commit, results_folder
@@ -106,8 +106,8 @@ _loaded_once = cache(load_clips)
 
 def _identity(name: str, profile: str, data_folder: Path) -> str:
     """What a row is about: a hash of configuration, data and the weights to begin with."""
-    begins = pretrained_weights(VARIANTS[name], profile)
-    sources = listed_files(data_folder, "crops"), begins and sha256_of(begins)
+    begins = beginning(VARIANTS[name], profile)
+    sources = listed_files(data_folder, "crops"), begins and begins.sha256
     about = json.dumps([asdict(VARIANTS[name]), *sources])
     return hashlib.sha256(about.encode()).hexdigest()[:16]
 
@@ -115,8 +115,8 @@ def _identity(name: str, profile: str, data_folder: Path) -> str:
 def _train(
     name: str, profile: str, folder: Path, data_folder: Path, generic_hand: HandModel, device: str, crops: int
 ) -> dict[str, object]:
-    begins = pretrained_weights(VARIANTS[name], profile)
-    task = ClipTraining(VARIANTS[name], _loaded_once(data_folder, device), generic_hand, begins)
+    data = _loaded_once(data_folder, device)
+    task = ClipTraining(VARIANTS[name], data, generic_hand, beginning(VARIANTS[name], profile))
     task = replace(task, config=task.config.lasting(crops // len(task.batch(0, 0, 1))))
     run = Run(folder, task, device)
     run.train(folder / "weights.safetensors")

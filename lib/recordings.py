@@ -6,6 +6,7 @@ A recording is a video of the four views side by side and a JSON file beside it 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from lib.hands import NUM_JOINTS, HandModel
 
 NUM_CAMERAS = 4
 FRAMES_PER_SECOND = 30
+_EIGHT_BIT_LUMA = re.compile("gray|yuvj?4(11|20|22|40|44)p|nv(12|21|16)")
+"""Pixel formats whose first plane is luma, a byte a pixel."""
 _LIMITED_RANGE = np.clip((np.arange(256) - 16) * 255 // 219, 0, 255).astype(np.uint8)
 """Luma of limited-range video to grey, truncated as the published decoding does (one channel of its RGB)."""
 
@@ -79,12 +82,20 @@ class Recording:
 
 
 def decode_gray(video: Path, start: int = 0) -> Iterator[UInt8[np.ndarray, "height width"]]:
-    """Grey frames of a video from `start` on, its luma plane. Raises InputError if it cannot be read to the end."""
+    """Grey frames of a video from `start` on, its luma plane.
+
+    Raises InputError if it cannot be read to the end, or its pixels are no bytes of luma.
+    """
     try:
         with av.open(str(video)) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             for frame in itertools.islice(container.decode(stream), start, None):
+                if not _EIGHT_BIT_LUMA.fullmatch(frame.format.name):
+                    raise InputError(
+                        f"{video} holds pixels of the format {frame.format.name}, expected gray, yuv420p or another "
+                        "with eight bits of luma: convert it, say with ffmpeg -pix_fmt yuv420p"
+                    )
                 plane = frame.planes[0]
                 luma = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
                 full_range = frame.color_range == av.video.reformatter.ColorRange.JPEG or frame.format.name.startswith(

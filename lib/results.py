@@ -72,7 +72,12 @@ def save_table(table: pd.DataFrame, profile: str, name: str) -> None:
 
 
 def commit() -> str:
-    """The commit of the code that runs, marked if files differ from it; 'unknown' outside a git checkout."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
-    run = subprocess.run(command, check=False, capture_output=True, text=True)
-    return run.stdout.strip() if run.returncode == 0 else "unknown"
+    """The commit of the code that runs, marked `-dirty` if lib/ differs from it; 'unknown' outside a git checkout."""
+
+    def git(*command: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", "-C", str(ROOT), *command], check=False, capture_output=True, text=True)
+
+    head = git("rev-parse", "--short=12", "HEAD")
+    if head.returncode:
+        return "unknown"
+    return head.stdout.strip() + ("-dirty" if git("status", "--porcelain", "lib").stdout else "")

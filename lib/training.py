@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -36,9 +36,10 @@ from tqdm import tqdm
 from lib.checkpoints import half_precision, read_metadata, save_network
 from lib.errors import InputError
 from lib.files import read_json, write_atomically
+from lib.optimizers import Optimizer, OptimizerName
 from lib.results import commit
 
-FIRST_PHASE_VERSION = 1
+FIRST_PHASE_VERSION = 2
 """Raised whenever the same configuration no longer gives the same weights, so that no first phase of before is used."""
 
 
@@ -51,8 +52,7 @@ class TrainingConfig:
     """
 
     steps: int = 3_600
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """SGD has a momentum of 0.9."""
+    optimizer: OptimizerName = "adam"
     learning_rate: float = 2e-3
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 200
@@ -112,7 +112,7 @@ class Task(ABC):
     @abstractmethod
     def learner(self, device: torch.device, step: int) -> nn.Module:
         """A new module that computes the losses of a step, and of all others of its phase. Its `network` is saved;
-        `network.costly_layers` may run in bfloat16."""
+        `network.costly_layers` may run in bfloat16, and Muon leaves `network.output_layers` to Adam."""
 
     def second_phase(self, learner: nn.Module) -> nn.Module:
         """What the second phase begins with, where the first has ended with `learner`."""
@@ -143,6 +143,8 @@ class Run:
         self.sources = dict(task.sources)
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.step, self.seconds, self.log, self.sittings = 0, 0.0, [], []
+        if self.processes > 1:
+            task.batch(self.config.steps - 1, self.rank, self.processes)  # better refused now than after hours
         self._claim_folder()
         self._resume()
         self._sit_down()
@@ -150,6 +152,7 @@ class Run:
     def train(self, weights: Path, save_seconds: float = 60.0) -> nn.Module:
         """Train to the end and write the weights in half precision; the checkpoint is renewed every `save_seconds`."""
         config = self.config
+        self.save()
         last_saved = time.monotonic()
         quiet = {"disable": True} if self.rank else {}  # else as TQDM_DISABLE says
         with tqdm(total=config.steps, initial=self.step, desc=self.folder.name, unit="step", **quiet) as progress:
@@ -170,16 +173,16 @@ class Run:
         started = time.perf_counter()
         batch = self.task.batch(self.step, self.rank, self.processes)
         waited = time.perf_counter() - started
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate_at(self.step)
         self.learner.train()
         losses = self.task.losses(self.learner, batch, self.step)
         if not bool(torch.isfinite(losses.total)):
             raise InputError(self._keep_bad_batch(batch, losses.terms))
-        self.optimizer.zero_grad(set_to_none=True)
+        self.network.zero_grad(set_to_none=True)
         losses.total.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_norm)
-        self.optimizer.step()
+        if not bool(torch.isfinite(norm)):
+            raise InputError(self._keep_bad_batch(batch, losses.terms | {"gradient_norm": norm}))
+        self.optimizer.step(self.config.learning_rate_at(self.step))
         crops = len(batch) * self.processes + (self.log[-1]["crops"] if self.log else 0)
         row = {"step": self.step, "crops": crops, "gradient_norm": float(norm)}
         row |= {name: float(value.detach()) for name, value in losses.terms.items()}
@@ -212,7 +215,11 @@ class Run:
             "log": self.log,
             "sittings": self.sittings,
         }
-        write_atomically(self.folder / "checkpoint.pt", lambda path: torch.save(state, path))
+        whole = BytesIO()  # torch itself would not say that the disk is full
+        torch.save(state, whole)
+        write_atomically(self.folder / "checkpoint.pt", lambda path: path.write_bytes(whole.getbuffer()))
+        if not self.log:
+            return
         log = pd.DataFrame(self.log)
         write_atomically(self.folder / "log.csv", lambda path: log.to_csv(path, index=False))
         write_atomically(
@@ -235,7 +242,7 @@ class Run:
     def _set_up(self, learner: nn.Module) -> None:
         """Train this from now on."""
         self.module, self.network = learner, learner.network
-        self.optimizer = _optimizer(self.network, self.config)
+        self.optimizer = Optimizer(self.config.optimizer, self.network)
         accelerate(self.network, self.device, self.config)
         self.learner = _distribute(self.module, self.device) if self.processes > 1 else self.module
 
@@ -293,7 +300,7 @@ class Run:
         path = self.folder / f"bad_batch_{self.step}.pt"
         write_atomically(path, lambda temporary: torch.save(asdict(batch), temporary))
         values = ", ".join(f"{name} {float(value.detach()):.3g}" for name, value in terms.items())
-        return f"the loss of step {self.step} is not finite ({values}); its batch is kept in {path}"
+        return f"loss or gradient of step {self.step} is not finite ({values}); its batch is kept in {path}"
 
 
 def fit_to_minutes(task: Task, device: torch.device | str, minutes: float, folder: Path) -> TrainingConfig:
@@ -301,9 +308,8 @@ def fit_to_minutes(task: Task, device: torch.device | str, minutes: float, folde
 
     The speed is measured on a few steps of a run that is thrown away.
     """
-    begun = folder / "config.json"
-    if begun.exists():
-        return task.config.lasting(read_json(begun)["training"]["steps"])
+    if (folder / "checkpoint.pt").exists():
+        return task.config.lasting(read_json(folder / "config.json")["training"]["steps"])
     with TemporaryDirectory() as scratch:
         run = Run(Path(scratch, "run"), task, device)
         seconds = [run.one_step()["seconds"] for _ in range(15)]
@@ -325,7 +331,7 @@ def draw_examples(
     generator = torch.Generator().manual_seed(1_000_003 * seed + step)
     chosen = examples[torch.randint(len(examples), (count,), generator=generator)]
     share = count // processes
-    generator.manual_seed(generator.initial_seed() + (rank << 24))  # no step of the run has it
+    generator.manual_seed(generator.initial_seed() + (rank + 1 << 24))  # no step of the run has it
     return chosen[rank * share : (rank + 1) * share], generator
 
 
@@ -356,12 +362,6 @@ def accelerate(network: nn.Module, device: torch.device, config: TrainingConfig)
         network.to(memory_format=torch.channels_last)
         for layers in network.costly_layers:
             layers.forward = torch.autocast(device.type, torch.bfloat16)(layers.forward)
-
-
-def _optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(network.parameters(), lr=config.learning_rate, momentum=0.9)
-    return torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
 
 
 @contextmanager

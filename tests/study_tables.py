@@ -10,11 +10,17 @@ import pandas as pd
 import pytest
 
 from lib.claims import claims_table
+from lib.error_analysis import conditions_table, hand_frames, memory_table
 from lib.methods import predict_all, predict_seeds
+from lib.multistage.energy import FitWeights
+from lib.multistage.fit import FIT_WEIGHTS
+from lib.multistage.tracker import MIN_CONFIDENCE
 from lib.pinch_detection import latency_table
-from lib.predictions import predict
+from lib.predictions import predict, weights_hash
 from lib.results import ROOT, results_folder
+from lib.sequences import load_sequences
 from lib.tables import (
+    BASELINE,
     TEMPORAL,
     ablation_table,
     intervals_table,
@@ -22,6 +28,7 @@ from lib.tables import (
     methods_of,
     multistage_table,
     pinch_table,
+    scale_table,
     seeds_table,
     smoothing_table,
     training_table,
@@ -52,6 +59,22 @@ def pinch_latency():
     return latency_table([predictions()[name, "known"] for name in methods_of(predictions())])
 
 
+def memory(name):
+    return memory_table(predictions()[name, "known"], predict(name, PROFILE, DATA, without_memory=True)["known"])
+
+
+def scale():
+    return pd.concat(
+        scale_table(predictions()[name, "unknown"]).assign(method=name) for name in methods_of(predictions())
+    )
+
+
+def conditions():
+    sequences = load_sequences(DATA, "test")
+    frames = [hand_frames(predictions()[name, "known"], sequences) for name in (TEMPORAL, BASELINE)]
+    return conditions_table(pd.concat(frames))
+
+
 MAKE = {
     "training": training,
     "table2_ablation": lambda: ablation_table(cells()),
@@ -61,12 +84,32 @@ MAKE = {
     "intervals": lambda: intervals_table(cells()),
     "smoothing": lambda: smoothing_table(predictions()),
     "seeds": lambda: seeds_table(PROFILE, predict_seeds(PROFILE, DATA)),
+    "memory_full": lambda: memory("full"),
+    "memory_full_temporal_loss": lambda: memory(TEMPORAL),
+    "scale": scale,
+    "error_conditions": conditions,
     "claims": lambda: claims_table(predictions(), cells()).drop(columns="ours"),
 }
+
+
+def read(name):
+    return pd.read_csv(TABLES / f"{name}.csv")
+
+
+def test_what_was_tuned_is_what_the_tracker_uses():
+    """On the weights that are released: these constants stand in the code, their tables are written by `lib tune`."""
+    searched, sure = read("fit_weights"), read("hand_confidence")
+    for table in (searched, sure):
+        assert set(table.keynet_sha256) == {weights_hash(PROFILE, "keynet")}
+    best = searched[searched.best].iloc[0]
+    assert FitWeights(best.distance, best.temporal, best.outlier_px) == FIT_WEIGHTS
+    one_in_a_hundred = sure.set_index("below_percent").confidence[1.0]
+    assert pytest.approx(one_in_a_hundred, abs=0.01) == MIN_CONFIDENCE
+    assert one_in_a_hundred >= MIN_CONFIDENCE
 
 
 @pytest.mark.parametrize("name", MAKE)
 def test_a_released_table_comes_out_again(name):
     made = pd.read_csv(StringIO(MAKE[name]().to_csv(index=False)))
-    released = pd.read_csv(TABLES / f"{name}.csv")[made.columns]
+    released = read(name)[made.columns]
     pd.testing.assert_frame_equal(made, released, check_dtype=False, rtol=0, atol=TOLERANCE)

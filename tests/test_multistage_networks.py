@@ -224,11 +224,18 @@ def test_views_are_saved_and_a_broken_file_is_named(views, tmp_path):
         ViewSequence.load(tmp_path / "recording_00")
 
 
-def test_detect_finds_what_the_network_says(views):
-    network = DetNet(DetNetConfig()).eval()
-    found = detect(network, np.zeros((480, 636), np.uint8))
-    assert found.center_px.shape == (2, 2)
-    assert ((found.presence > 0) & (found.presence < 1)).all()
+def test_detect_finds_what_the_network_says():
+    """Outputs are relative to the centre of the padded view, in units of its width."""
+
+    class Sure(DetNet):
+        def forward(self, pictures):
+            assert pictures.shape == (1, 1, 120, 160)
+            return torch.tensor([[[0.0, 0.0, 0.1, 9.0], [-0.25, 0.125, 0.05, -9.0]]])
+
+    found = detect(Sure(DetNetConfig()), np.zeros((480, 636), np.uint8))
+    torch.testing.assert_close(found.center_px, torch.tensor([[320.0, 240.0], [160.0, 320.0]]))
+    torch.testing.assert_close(found.radius_px, torch.tensor([64.0, 32.0]))
+    assert (found.presence > 0.5).tolist() == [True, False]
 
 
 def test_detection_errors_on_a_hand_made_case():

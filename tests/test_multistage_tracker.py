@@ -138,7 +138,7 @@ def test_keypoints_are_fed_back_while_a_hand_is_tracked(recording):
 
 
 def test_the_network_sees_left_hands_only(recording):
-    """A right hand arrives mirrored: the crops of a mirrored world show the same."""
+    """A right hand arrives mirrored, by cameras whose x axis is turned round."""
 
     def look(question: Question, true: Keypoints) -> Keypoints:
         determinants = torch.linalg.det(question.cameras.world_from_camera[:, :3, :3])

@@ -21,8 +21,8 @@ from lib.predictions import (
     predict,
     read_manifest,
     read_predictions,
-    track_recordings,
 )
+from lib.recordings import read_recording
 from lib.rendered.shape import generic_hand
 from lib.tracking import Tracker, Tracks
 
@@ -172,12 +172,14 @@ def test_a_trained_network_predicts_as_the_tracker_does(dataset, results):
     batched = predict("full", "tiny", dataset)
     tracker, generic = Tracker(load_network(weights)), generic_hand().to(dtype=torch.float64)
 
-    def track(recording, skeleton):
-        if skeleton == "known":
-            return tracker.track_known(recording, recording.hand_model)
-        return tracker.track_unknown(recording, generic)
+    def track(sequences):
+        recordings = [read_recording(sequence.video) for sequence in sequences]
+        return {
+            "known": [tracker.track_known(recording, recording.hand_model) for recording in recordings],
+            "unknown": [tracker.track_unknown(recording, generic) for recording in recordings],
+        }
 
-    one_by_one = load_or_predict("baseline", "tiny", dataset, "settings", track_recordings(track))
+    one_by_one = load_or_predict("baseline", "tiny", dataset, "settings", track)
     for skeleton, predictions in batched.items():
         for ours, theirs in zip(predictions.sequences, one_by_one[skeleton].sequences, strict=True):
             shown = theirs.valid

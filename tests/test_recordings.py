@@ -118,6 +118,19 @@ def test_grey_levels_come_back(tiny, tmp_path, pixel_format):
     assert np.abs(decoded.astype(int) - expected).max() <= (0 if full_range else 1)
 
 
+@pytest.mark.parametrize("pixel_format", ["bgr0", "gray16le", "yuv420p10le"])
+def test_other_pixels_than_bytes_of_luma_are_refused(tmp_path, pixel_format):
+    video = tmp_path / "deep.mkv"
+    with av.open(str(video), "w") as container:
+        stream = container.add_stream("ffv1", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pixel_format
+        frame = av.VideoFrame.from_ndarray(np.zeros((48, 64), np.uint8), format="gray").reformat(format=pixel_format)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(InputError, match=f"pixels of the format {pixel_format}, expected gray, yuv420p or another"):
+        next(decode_gray(video))
+
+
 def test_views_come_one_after_the_other(tiny, tmp_path):
     images = np.stack(list(read_recording(tiny.write(tmp_path)).images()))
     np.testing.assert_array_equal(images, tiny.images)

@@ -1,17 +1,21 @@
 """The loop: it learns, it resumes to the bit, its terms are what the equations say, and it refuses what it must."""
 
+import errno
+import itertools
 import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import TINY, tiny_network
 from test_clips import sequence_of
 from torch import nn
@@ -20,15 +24,23 @@ from torch.nn.parallel import DistributedDataParallel
 from lib.checkpoints import load_network, save_network
 from lib.clips import NO_AUGMENTATION, ClipSource
 from lib.errors import InputError
-from lib.experiments import REFERENCE_NETWORK, experiment, pretrained_weights, train_experiment
-from lib.files import read_json
+from lib.experiments import REFERENCE_NETWORK, beginning, experiment, train_experiment
+from lib.files import read_json, sha256_of
 from lib.hands import for_hand
 from lib.losses import LossWeights, pinch_loss, temporal_loss
-from lib.multistage.keypoints import KeyNet, KeyNetConfig
-from lib.network import Crops, TemporalState
-from lib.objective import ClipData, ClipLearner, ClipTraining, ClipTrainingConfig, clip_features, keep_batch_norms
+from lib.multistage.keypoints import KeyNet, KeyNetConfig, pretrain
+from lib.network import TemporalState
+from lib.objective import (
+    Beginning,
+    ClipData,
+    ClipLearner,
+    ClipTraining,
+    ClipTrainingConfig,
+    clip_features,
+    keep_batch_norms,
+)
 from lib.rendered.shape import generic_hand
-from lib.training import Run, draw_examples, thinned
+from lib.training import Run, draw_examples, fit_to_minutes, thinned
 
 CONFIG = ClipTrainingConfig(
     network=TINY, augmentation=NO_AUGMENTATION, pose_steps=6, steps=12, hands=8, pose_clip_frames=4, clip_frames=4,
@@ -113,8 +125,7 @@ def test_clip_state_is_carried_frame_by_frame(batch):
         state = TemporalState.untracked(clips)
         for frame in range(frames):
             rows = slice(frame * clips, (frame + 1) * clips)
-            crops = Crops(**{name: value[rows] for name, value in vars(batch.crops).items()})
-            features, state = network.features(crops, state)
+            features, state = network.features(batch.crops[rows], state)
             torch.testing.assert_close(at_once[frame], features, rtol=1e-4, atol=1e-5)
 
 
@@ -171,15 +182,6 @@ def test_the_second_phase_is_told_of_hands_of_a_wrong_size(data):
         assert torch.equal(told, true) == truth
 
 
-def test_stochastic_gradient_descent_steps_down_the_gradient(data, tmp_path):
-    training = run(tmp_path, data, optimizer="sgd", learning_rate=0.5, warmup_steps=1)
-    before = {name: p.detach().clone() for name, p in training.network.named_parameters()}
-    training.one_step()
-    for name, p in training.network.named_parameters():
-        if p.grad is not None:
-            torch.testing.assert_close(p.detach(), before[name] - 0.5 * p.grad)
-
-
 def test_processes_share_a_batch_evenly():
     examples = torch.arange(100)
     whole, _ = draw_examples(examples, 6, seed=1, step=2)
@@ -188,6 +190,16 @@ def test_processes_share_a_batch_evenly():
     assert len({float(torch.rand(1, generator=generator)) for _, generator in shares}) == 3
     with pytest.raises(InputError, match="a batch of 6 cannot be shared evenly by 4 processes"):
         draw_examples(examples, 6, seed=1, step=2, processes=4)
+
+
+def test_a_share_that_cannot_be_even_is_refused_before_anything_is_trained(data, tmp_path, monkeypatch):
+    """The first phase's batch of 8 single frames could be shared by 4 processes, the second's of 2 clips could not."""
+    monkeypatch.setattr("lib.training.dist.is_initialized", lambda: True)
+    monkeypatch.setattr("lib.training.dist.get_rank", lambda: 0)
+    monkeypatch.setattr("lib.training.dist.get_world_size", lambda: 4)
+    with pytest.raises(InputError, match="a batch of 2 cannot be shared evenly by 4 processes"):
+        run(tmp_path / "run", data, pose_clip_frames=1)
+    assert not (tmp_path / "run").exists()
 
 
 def _train(folder: Path, recording: Path, delay: float) -> None:
@@ -226,13 +238,14 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path):
     pd.testing.assert_frame_equal(*logs)
 
 
-def test_resuming_after_every_step_changes_nothing(data, tmp_path):
-    run(tmp_path / "a/alone", data).train(tmp_path / WEIGHTS)
-    interrupted = run(tmp_path / "b/steps", data)
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_resuming_after_every_step_changes_nothing(data, tmp_path, optimizer):
+    run(tmp_path / "a/alone", data, optimizer=optimizer).train(tmp_path / WEIGHTS)
+    interrupted = run(tmp_path / "b/steps", data, optimizer=optimizer)
     while interrupted.step < CONFIG.steps:
         interrupted.one_step()
         interrupted.save()
-        interrupted = run(tmp_path / "b/steps", data)
+        interrupted = run(tmp_path / "b/steps", data, optimizer=optimizer)
     alone = torch.load(tmp_path / "a/alone/checkpoint.pt", weights_only=True)["network"]
     assert all(torch.equal(value, alone[name]) for name, value in interrupted.network.state_dict().items())
     sittings = read_json(tmp_path / "b/steps/config.json")["sittings"]
@@ -255,7 +268,8 @@ def test_a_run_that_begins_with_another_network_is_bound_to_it(data, tmp_path):
         torch.manual_seed(seed)
         save_network(KeyNet(KeyNetConfig(keypoint_input=False, blocks="residual")), weights)
         config = replace(CONFIG, network=REFERENCE_NETWORK, pretrained="keynet_image_only")
-        return Run(tmp_path / name, ClipTraining(config, data, generic_hand(), weights), "cpu")
+        begins = Beginning(partial(pretrain, weights=weights), sha256_of(weights))
+        return Run(tmp_path / name, ClipTraining(config, data, generic_hand(), begins), "cpu")
 
     first, same, other = (begun(*name_and_seed) for name_and_seed in (("a", 0), ("b", 0), ("c", 1)))
     of_first, of_same, of_other = (training.network.backbone.stem[1].weight for training in (first, same, other))
@@ -269,20 +283,46 @@ def test_a_run_that_begins_with_another_network_is_bound_to_it(data, tmp_path):
 def test_what_a_training_begins_with_must_have_been_trained(tmp_path, monkeypatch):
     monkeypatch.setattr("lib.experiments.results_folder", lambda profile: tmp_path / profile)
     with pytest.raises(InputError, match=r"run python -m lib train keynet_image_only --profile smoke first"):
-        pretrained_weights(experiment("full", "smoke"), "smoke")
-    assert pretrained_weights(CONFIG, "smoke") is None
+        beginning(experiment("full", "smoke"), "smoke")
+    assert beginning(CONFIG, "smoke") is None
 
 
-def test_another_seed_is_another_run(data, tmp_path, monkeypatch):
+@pytest.fixture
+def experiments(data, tmp_path, monkeypatch):
+    """Results in a folder of their own; `full` is a tiny training."""
     monkeypatch.setattr("lib.experiments.results_folder", lambda profile: tmp_path)
     monkeypatch.setattr("lib.experiments.EXPERIMENTS", {"full": replace(CONFIG, steps=2, pose_steps=1)})
     monkeypatch.setattr("lib.experiments.load_task", lambda config, *others: ClipTraining(config, data, generic_hand()))
+
+
+def test_another_seed_is_another_run(experiments, tmp_path):
     for seed in (0, 1):
         train_experiment("full", "reference", tmp_path, generic_hand(), "cpu", seed=seed)
     seeds = [read_json(tmp_path / "runs" / name / "config.json")["training"]["seed"] for name in ("full", "full_seed1")]
     assert seeds == [0, 1]
     first, second = (load_network(tmp_path / "checkpoints" / f"{n}.safetensors") for n in ("full", "full_seed1"))
     assert not torch.equal(first.backbone.head.weight, second.backbone.head.weight)
+
+
+def test_what_has_been_trained_is_not_trained_over(experiments, tmp_path):
+    train_experiment("full", "reference", tmp_path, generic_hand(), "cpu")
+    with pytest.raises(InputError, match="holds a run already: go on with --resume"):
+        train_experiment("full", "reference", tmp_path, generic_hand(), "cpu")
+    (tmp_path / "runs/full/checkpoint.pt").unlink()  # as in a fresh clone: released weights, no checkpoint
+    before = (tmp_path / "checkpoints/full.safetensors").read_bytes()
+    for resume in (False, True):
+        with pytest.raises(InputError, match=r"full\.safetensors is there: remove it .* or give another --seed"):
+            train_experiment("full", "reference", tmp_path, generic_hand(), "cpu", resume=resume)
+    assert (tmp_path / "checkpoints/full.safetensors").read_bytes() == before
+
+
+def test_minutes_become_steps_once(experiments, data, tmp_path, monkeypatch):
+    task = ClipTraining(CONFIG, data, generic_hand())
+    now = itertools.count()
+    monkeypatch.setattr("lib.training.time.perf_counter", lambda: float(next(now)))  # a step takes two seconds
+    assert fit_to_minutes(task, "cpu", 2.0, tmp_path / "run").steps == 60
+    Run(tmp_path / "run", replace(task, config=CONFIG.lasting(30)), "cpu").save()
+    assert fit_to_minutes(task, "cpu", 2.0, tmp_path / "run").steps == 30
 
 
 def test_each_phase_has_an_augmentation_of_its_own(data):
@@ -309,6 +349,31 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(data, tmp_p
     kept = torch.load(tmp_path / "run/bad_batch_0.pt", weights_only=True)
     assert kept["crops"]["images"].shape == (8, 2, 96, 96)
     assert not (tmp_path / WEIGHTS).exists()
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_harms_the_weights(data, tmp_path):
+    training = run(tmp_path / "run", data)
+    training.network.fusion[0].weight.register_hook(lambda gradient: gradient * float("nan"))
+    before = {name: value.clone() for name, value in training.network.state_dict().items()}
+    with pytest.raises(InputError, match=r"step 0 is not finite .*gradient_norm nan.*bad_batch_0\.pt"):
+        training.train(tmp_path / WEIGHTS)
+    assert all(torch.equal(p, before[name]) for name, p in training.network.named_parameters())
+    assert not (tmp_path / WEIGHTS).exists()
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(data, tmp_path, monkeypatch):
+    training = run(tmp_path / "run", data)
+    training.one_step()
+    training.save()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+
+    def full(path: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        training.train(tmp_path / WEIGHTS, save_seconds=0.0)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
 _TWO_PROCESSES = """
@@ -343,15 +408,61 @@ def gradients_of_share(folder: Path, rank: int, processes: int) -> dict[str, tor
 def test_two_processes_with_half_the_batch_each_give_the_same_gradients(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(_TWO_PROCESSES.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    finished = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=120)
+    finished = torchrun(script)
     assert (tmp_path / "two.pt").exists(), finished.stderr
     two = torch.load(tmp_path / "two.pt", weights_only=True)
     one = gradients_of_share(tmp_path, 0, 1)
     assert two.keys() == one.keys()
     for name, gradient in one.items():
         torch.testing.assert_close(two[name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max() + 1e-3))
+
+
+_BOTH_PHASES = """
+import sys, torch, torch.distributed as dist
+from pathlib import Path
+sys.path[:0] = [{tests!r}]
+from lib.training import process_group
+from test_training import train_with_others
+torch.set_num_threads(1)
+with process_group("cpu"):
+    train_with_others(Path({folder!r}), dist.get_rank())
+"""
+
+
+def train_with_others(folder: Path, rank: int) -> None:
+    """Both phases, once at a stretch and once in three sittings."""
+    recording = folder / f"recording_{rank}"
+    recording.mkdir()
+    source = ClipSource([sequence_of(recording, 6)])
+    data = ClipData(source, source, "made up")
+    run(folder / "a/alone", data, optimizer="muon").train(folder / "alone.safetensors")
+    for step in (4, 9):
+        training = run(folder / "b/sittings", data, optimizer="muon")
+        while training.step < step:
+            training.one_step()
+        training.save()
+        dist.barrier()
+    run(folder / "b/sittings", data, optimizer="muon").train(folder / "sittings.safetensors")
+
+
+def test_two_processes_train_both_phases_and_go_on_where_they_were(tmp_path):
+    script = tmp_path / "both.py"
+    script.write_text(_BOTH_PHASES.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+    finished = torchrun(script)
+    assert finished.returncode == 0, finished.stderr
+    alone, sittings = (load_network(tmp_path / f"{name}.safetensors").state_dict() for name in ("alone", "sittings"))
+    assert all(torch.equal(value, sittings[name]) for name, value in alone.items())
+    about = [read_json(tmp_path / name / "config.json")["sittings"] for name in ("a/alone", "b/sittings")]
+    assert [[sitting["from_step"] for sitting in one] for one in about] == [[0], [0, 4, 9]]
+    assert {sitting["processes"] for one in about for sitting in one} == {2}
+    logs = [pd.read_csv(tmp_path / name / "log.csv").known_mpjpe_mm for name in ("a/alone", "b/sittings")]
+    pd.testing.assert_series_equal(*logs)
+
+
+def torchrun(script: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    return subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def test_a_log_can_be_thinned_in_parts():

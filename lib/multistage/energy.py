@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Float
 
 from lib.compiled import compiled
+from lib.crops import MAX_VIEWS
 from lib.hands import NUM_FINGER_JOINTS, NUM_LANDMARKS
 from lib.multistage.kinematics import NUM_PARAMETERS, NUM_POSE, NUM_WRIST, dot, pose_landmarks, project
 
-MAX_VIEWS = 2
 NUM_RESIDUALS = MAX_VIEWS * NUM_LANDMARKS * 3
 _MM, _DM = 1e3, 10.0
 

@@ -102,6 +102,11 @@ class KeyNet(nn.Module):
         `DetNet.costly_layers`)."""
         return (self.backbone,) if self.config.blocks == "residual" else ()
 
+    @property
+    def output_layers(self) -> tuple[nn.Module, ...]:
+        """The layers that give the heatmaps."""
+        return self.plane[3], self.distance[1]
+
     def forward(self, images: Images, prior: Float[Tensor, "crops 63"]) -> Heatmaps:
         """`images` in [0, 1]; without `keypoint_input` the prior is not looked at."""
         features = self.backbone(images, prior).float()

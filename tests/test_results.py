@@ -1,0 +1,45 @@
+"""What is written beside every result."""
+
+import subprocess
+
+import pytest
+
+from lib import results
+from lib.results import commit
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A repository of one commit: code in lib/, a table in results/."""
+
+    def git(*command: str) -> str:
+        about = ["-c", "user.name=Nobody", "-c", "user.email=nobody@example.org", "-c", "commit.gpgsign=false"]
+        return subprocess.run(
+            ["git", *about, *command], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    for name in ("lib/code.py", "results/table.csv"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("1\n")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    return tmp_path, git("rev-parse", "HEAD").strip()
+
+
+def test_a_commit_is_marked_where_the_code_differs_from_it(checkout):
+    folder, head = checkout
+    assert commit() == head[:12]
+    (folder / "results/table.csv").write_text("2\n")
+    assert commit() == head[:12], "results say nothing about the code"
+    (folder / "lib/code.py").write_text("2\n")
+    assert commit() == f"{head[:12]}-dirty"
+    (folder / "lib/code.py").write_text("1\n")
+    (folder / "lib/new.py").touch()
+    assert commit() == f"{head[:12]}-dirty", "a new module is code, too"
+
+
+def test_outside_a_checkout_the_commit_is_unknown(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    assert commit() == "unknown"
