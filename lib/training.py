@@ -39,7 +39,7 @@ from lib.files import read_json, write_atomically
 from lib.optimizers import Optimizer, OptimizerName
 from lib.results import commit
 
-FIRST_PHASE_VERSION = 2
+FIRST_PHASE_VERSION = 1
 """Raised whenever the same configuration no longer gives the same weights, so that no first phase of before is used."""
 
 
@@ -322,7 +322,7 @@ def fit_to_minutes(task: Task, device: torch.device | str, minutes: float, folde
 def draw_examples(
     examples: Int[Tensor, "examples *row"], count: int, seed: int, step: int, rank: int = 0, processes: int = 1
 ) -> tuple[Int[Tensor, "chosen *row"], torch.Generator]:
-    """One process's share of the examples of a step, and the generator that goes on to draw their augmentation.
+    """One process's share of the examples of a step, and the generator that draws their augmentation.
 
     Functions of the arguments alone. Raises InputError if the `count` examples cannot be shared evenly.
     """
@@ -331,7 +331,7 @@ def draw_examples(
     generator = torch.Generator().manual_seed(1_000_003 * seed + step)
     chosen = examples[torch.randint(len(examples), (count,), generator=generator)]
     share = count // processes
-    generator.manual_seed(generator.initial_seed() + (rank + 1 << 24))  # no step of the run has it
+    generator.manual_seed(generator.initial_seed() + (rank << 24))  # no step of the run has it
     return chosen[rank * share : (rank + 1) * share], generator
 
 
