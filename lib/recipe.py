@@ -49,6 +49,7 @@ VARIANTS: dict[str, ClipTrainingConfig] = {
     "beginning from nothing": replace(BASE, pretrained=None),
     "learning rate x0.5": replace(BASE, learning_rate=BASE.learning_rate / 2),
     "learning rate x2": replace(BASE, learning_rate=BASE.learning_rate * 2),
+    "Muon instead of Adam": replace(BASE, optimizer="muon"),
     "constant learning rate": replace(BASE, schedule="constant"),
     "batch x0.5": replace(BASE, hands=BASE.hands // 2),
     "batch x2": replace(BASE, hands=BASE.hands * 2),
