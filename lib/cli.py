@@ -15,6 +15,7 @@ from lib.errors import InputError
 from lib.experiments import EXPERIMENTS, PUBLISHED_NETWORK, REFERENCE_NETWORK, train_experiment
 from lib.files import read_hand
 from lib.hands import HandModel
+from lib.machines import process_group
 from lib.methods import tune as tune_methods
 from lib.metrics import auc, mpjpa, mpjpe, pck
 from lib.multistage.benchmark import benchmark_multistage
@@ -30,7 +31,6 @@ from lib.rendered.shape import generic_hand
 from lib.report import write_report
 from lib.results import ROOT
 from lib.tracking import CALIBRATION_SAMPLES, Tracker, Tracks
-from lib.training import process_group
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -179,8 +179,21 @@ def benchmark(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lib", description="The UmeTrack study's tools.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for add in (
+        _add_track,
+        _add_render,
+        _add_train,
+        _add_experiments,
+        _add_search,
+        _add_tune,
+        _add_report,
+        _add_benchmark,
+    ):
+        add(commands)
+    return parser
 
+
+def _add_track(commands) -> None:
     command = commands.add_parser("track", help="track the hands of a recording and compare them with its labels")
     command.set_defaults(run=track)
     command.add_argument("recording", type=Path, help="video of four views, its .json beside it (raw_data layout)")
@@ -204,8 +217,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--output", type=Path, required=True, help=".npz of tracked and true keypoints (mm, world)")
     command.add_argument("--overlay", type=Path, help=".mp4 with the tracked hands drawn on the views")
-    command.add_argument("--device", type=_device, default=device)
+    command.add_argument("--device", type=_device, default=_fastest_device())
 
+
+def _add_render(commands) -> None:
     command = commands.add_parser("render", help="render the dataset: test recordings and the training cache")
     command.set_defaults(run=render)
     command.add_argument("--profile", default="reference", help="smoke or reference")
@@ -216,6 +231,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes (default: one per core)")
     command.add_argument("--scale", type=float, default=1.0, help="sequences per user, as a multiple of the profile's")
 
+
+def _add_train(commands) -> None:
     command = commands.add_parser("train", help="train an experiment; several processes by torchrun")
     command.set_defaults(run=train)
     command.add_argument("experiment", help=f"one of {', '.join(EXPERIMENTS)}")
@@ -225,19 +242,25 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     command.add_argument("--seed", type=int, default=0, help="another one trains EXPERIMENT_seedN")
     command.add_argument("--compile", action=argparse.BooleanOptionalAction, help="compile the backbone")
-    command.add_argument("--device", default=device)
+    command.add_argument("--device", default=_fastest_device())
 
+
+def _add_experiments(commands) -> None:
     command = commands.add_parser("experiments", help="list what there is to train")
     command.set_defaults(run=list_experiments)
 
+
+def _add_search(commands) -> None:
     command = commands.add_parser("search", help="train variants of the recipe, briefly; adds to tables/recipe.csv")
     command.set_defaults(run=search)
     command.add_argument("variants", nargs="*", help="default: all of them")
     command.add_argument("--crops", type=_positive, default=200_000, help="how many crops each of them sees")
     command.add_argument("--profile", default="reference", help="smoke or reference")
     command.add_argument("--data", type=Path, help="folder of the rendered dataset (default: data/PROFILE)")
-    command.add_argument("--device", type=_device, default=device)
+    command.add_argument("--device", type=_device, default=_fastest_device())
 
+
+def _add_tune(commands) -> None:
     command = commands.add_parser("tune", help="tune on held-out training users what the methods leave open")
     command.set_defaults(run=tune)
     command.add_argument(
@@ -245,12 +268,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--profile", default="reference", help="smoke or reference")
     command.add_argument("--data", type=Path, help="folder of the rendered dataset (default: data/PROFILE)")
-    command.add_argument("--device", type=_device, default=device)
+    command.add_argument("--device", type=_device, default=_fastest_device())
 
+
+def _add_report(commands) -> None:
     command = commands.add_parser("report", help="write the results section of README.md from the tables")
     command.set_defaults(run=report)
     command.add_argument("--profile", default="reference", help="smoke or reference")
 
+
+def _add_benchmark(commands) -> None:
     command = commands.add_parser("benchmark", help="time tracking, training or rendering")
     command.set_defaults(run=benchmark)
     command.add_argument("what", choices=("tracking", "training", "rendering"))
@@ -260,8 +287,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--repeats", type=_positive, default=5, help="how often everything is measured")
     command.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes that render")
     command.add_argument("--threads", type=_positive, help="CPU threads (default: as torch chooses)")
-    command.add_argument("--device", type=_device, default=device)
-    return parser
+    command.add_argument("--device", type=_device, default=_fastest_device())
 
 
 def _add_method(command: argparse.ArgumentParser) -> None:
@@ -278,6 +304,10 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text}")
     return int(text)
+
+
+def _fastest_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _device(text: str) -> str:

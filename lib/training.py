@@ -11,18 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
-import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO, StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
@@ -30,12 +26,12 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from lib.checkpoints import half_precision, read_metadata, save_network
 from lib.errors import InputError
 from lib.files import read_json, write_atomically
+from lib.machines import Precision, accelerate, distribute, machine
 from lib.optimizers import Optimizer, OptimizerName
 from lib.results import commit
 
@@ -58,7 +54,7 @@ class TrainingConfig:
     warmup_steps: int = 200
     gradient_norm: float = 5.0
     seed: int = 0
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Precision = "bfloat16"
     compiled: bool = False
     validation_every: int = 500
 
@@ -243,8 +239,8 @@ class Run:
         """Train this from now on."""
         self.module, self.network = learner, learner.network
         self.optimizer = Optimizer(self.config.optimizer, self.network)
-        accelerate(self.network, self.device, self.config)
-        self.learner = _distribute(self.module, self.device) if self.processes > 1 else self.module
+        accelerate(self.network, self.device, self.config.precision, self.config.compiled)
+        self.learner = distribute(self.module, self.device) if self.processes > 1 else self.module
 
     def _begin_second_phase(self, weights: Mapping[str, Tensor]) -> None:
         """Go on with rounded weights and a new optimiser: as from the file, so in the process that wrote it."""
@@ -344,66 +340,6 @@ def thinned(log: pd.DataFrame, points: int = 200) -> pd.DataFrame:
     part = log.step * min(points, steps) // steps
     ends = log.groupby(part)[["step", "crops", "seconds"]].last()
     return log.groupby(part).mean().assign(**ends)
-
-
-def accelerate(network: nn.Module, device: torch.device, config: TrainingConfig) -> None:
-    """Run a network's `costly_layers` in the precision asked for, and compiled if asked for. Weights stay float32.
-
-    Raises InputError if compilation is asked for and no C++ compiler is there.
-    """
-    if config.compiled:
-        if device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
-            raise InputError(
-                "compiling the network needs a C++ compiler (g++): install one, or train with --no-compile"
-            )
-        for layers in network.costly_layers:
-            layers.compile(dynamic=True)
-    if config.precision == "bfloat16":
-        network.to(memory_format=torch.channels_last)
-        for layers in network.costly_layers:
-            layers.forward = torch.autocast(device.type, torch.bfloat16)(layers.forward)
-
-
-@contextmanager
-def process_group(device: str) -> Iterator[None]:
-    """Join the processes that torchrun started, if it did; each takes its own GPU."""
-    if "RANK" not in os.environ:
-        yield
-        return
-    on_gpu = torch.device(device).type == "cuda"
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpu else "gloo")
-    try:
-        yield
-        dist.barrier()  # a process that left first would take the connections of the others with it
-    finally:
-        dist.destroy_process_group()
-
-
-def _distribute(learner: nn.Module, device: torch.device) -> nn.Module:
-    """One gradient from several processes; on GPUs one batch normalisation, too."""
-    if device.type == "cuda":
-        learner = nn.SyncBatchNorm.convert_sync_batchnorm(learner)
-    return DistributedDataParallel(learner, find_unused_parameters=True)
-
-
-def machine(device: torch.device) -> dict[str, str | int]:
-    """What a run ran on."""
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
-        "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),  # which is no plain string
-        "python": platform.python_version(),
-    }
-
-
-def _cpu_name() -> str:
-    """The model of the processor where the system says so, else its architecture."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _differences(theirs: Mapping, mine: Mapping, prefix: str = "") -> list[str]:

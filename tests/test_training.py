@@ -380,7 +380,7 @@ _TWO_PROCESSES = """
 import sys, torch, torch.distributed as dist
 from pathlib import Path
 sys.path[:0] = [{tests!r}]
-from lib.training import process_group
+from lib.machines import process_group
 from test_training import gradients_of_share
 torch.set_num_threads(1)
 with process_group("cpu"):
@@ -421,7 +421,7 @@ _BOTH_PHASES = """
 import sys, torch, torch.distributed as dist
 from pathlib import Path
 sys.path[:0] = [{tests!r}]
-from lib.training import process_group
+from lib.machines import process_group
 from test_training import train_with_others
 torch.set_num_threads(1)
 with process_group("cpu"):
