@@ -21,6 +21,7 @@ from lib.results import ROOT, results_folder
 from lib.sequences import load_sequences
 from lib.tables import (
     BASELINE,
+    OTHER_OPTIMIZER,
     TEMPORAL,
     ablation_table,
     intervals_table,
@@ -51,8 +52,9 @@ def cells():
     return measure(predictions())
 
 
-def training():
-    return training_table({(TEMPORAL, s): made for s, made in predict(TEMPORAL, PROFILE, DATA).items()}, PROFILE)
+def training(*names):
+    made = {(name, s): tracked for name in names for s, tracked in predict(name, PROFILE, DATA).items()}
+    return training_table(made, PROFILE)
 
 
 def pinch_latency():
@@ -76,7 +78,8 @@ def conditions():
 
 
 MAKE = {
-    "training": training,
+    "training": lambda: training(TEMPORAL),
+    "optimizers": lambda: training(TEMPORAL, OTHER_OPTIMIZER),
     "table2_ablation": lambda: ablation_table(cells()),
     "table3_multistage": lambda: multistage_table(cells()),
     "table4_pinch": lambda: pinch_table(cells()),

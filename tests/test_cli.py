@@ -250,6 +250,20 @@ def test_wrong_usage(files, results, capsys, arguments, message):
     assert not list(results.iterdir())
 
 
+def test_training_asks_for_its_data(tmp_path, capsys):
+    folder = ROOT / "results" / "reference" / "runs" / "full_seed99"
+    assert main(["train", "full", "--seed", "99", "--data", str(tmp_path)]) == 2
+    assert (
+        f"no crops in {tmp_path / 'training.json'}: run python -m lib render --split train" in capsys.readouterr().err
+    )
+    assert not folder.exists()
+
+
+def test_released_weights_are_not_trained_over(capsys):
+    assert main(["train", "full", "--minutes", "1"]) == 2
+    assert "full.safetensors is there: remove it" in capsys.readouterr().err
+
+
 def test_benchmark_names_every_stage(files, capsys):
     arguments = ["--recording", files["recording"], "--weights", files["--weights"], "--repeats", "1", "--threads", "1"]
     assert main(["benchmark", "tracking", *arguments]) == 0
