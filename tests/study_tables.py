@@ -21,7 +21,7 @@ from lib.results import ROOT, results_folder
 from lib.sequences import load_sequences
 from lib.tables import (
     BASELINE,
-    OTHER_OPTIMIZER,
+    LEARNT,
     TEMPORAL,
     ablation_table,
     intervals_table,
@@ -79,7 +79,7 @@ def conditions():
 
 MAKE = {
     "training": lambda: training(TEMPORAL),
-    "optimizers": lambda: training(TEMPORAL, OTHER_OPTIMIZER),
+    "budget": lambda: training(*LEARNT),
     "table2_ablation": lambda: ablation_table(cells()),
     "table3_multistage": lambda: multistage_table(cells()),
     "table4_pinch": lambda: pinch_table(cells()),
