@@ -56,15 +56,12 @@ EXPERIMENTS: dict[str, TrainingConfig] = {
     "full_temporal_pinch_loss": _clips(REFERENCE_NETWORK, LossWeights()),
     "full_tenfold_temporal_loss": _clips(REFERENCE_NETWORK, LossWeights(temporal=0.5, pinch=0.0)),
     "full_temporal_tenfold_pinch_loss": _clips(REFERENCE_NETWORK, LossWeights(pinch=4.0)),
-    "full_temporal_loss_half": _clips(REFERENCE_NETWORK, _POSE_TEMPORAL).lasting(8_750),
-    "full_temporal_loss_muon": replace(_clips(REFERENCE_NETWORK, _POSE_TEMPORAL), optimizer="muon").lasting(8_750),
     "detnet": DetectionTrainingConfig(steps=2_400),
     "keynet": _crops(REFERENCE_KEYNET, steps=30_250),
 }
 """In this order: the image encoder that the end-to-end networks begin with; the rows of Tables 2 to 4 (`full_one_euro`
 filters `full`, and is not trained); ten times the paper's L_temp and L_pinch, to see whether their weights are at
-fault; half as many steps, by Adam and by Muon, to see whether the training is; the multi-stage baseline. Each takes at most an
-hour and a half on one CPU core."""
+fault; the multi-stage baseline. Each takes at most an hour and a half on one CPU core."""
 
 _SEED = "_seed"  # in the name of a run with another seed, before the seed
 VALIDATION_SHARE = 0.1

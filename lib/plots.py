@@ -35,8 +35,6 @@ METHOD_NAMES = {
     "full_temporal_pinch_loss": r"full, $L_{temp}+L_{pinch}$",
     "full_tenfold_temporal_loss": r"full, $10\,L_{temp}$",
     "full_temporal_tenfold_pinch_loss": r"full, $L_{temp}+10\,L_{pinch}$",
-    "full_temporal_loss_half": r"full, $L_{temp}$, half as long",
-    "full_temporal_loss_muon": r"full, $L_{temp}$, half, Muon",
     "multistage": "multi-stage",
 }
 METHOD_COLORS = {
@@ -50,13 +48,11 @@ METHOD_COLORS = {
     "full_temporal_pinch_loss": "#009E73",
     "full_tenfold_temporal_loss": "#0072B2",
     "full_temporal_tenfold_pinch_loss": "#000000",
-    "full_temporal_loss_half": "#D55E00",
-    "full_temporal_loss_muon": "#D55E00",
     "multistage": "#D55E00",
 }
 """Okabe & Ito's colours for the colour-blind."""
 PROTOCOL_NAMES = {"separate_hand": "separate hands", "hand_hand": "hand-hand"}
-_DASHED = ("no_temporal_temporal_loss", "full_tenfold_temporal_loss", "full_temporal_loss_muon")
+_DASHED = ("no_temporal_temporal_loss", "full_tenfold_temporal_loss")
 """Methods that share the colour of another."""
 _LINES = {"known": "-", "unknown": "--"}
 

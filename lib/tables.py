@@ -24,8 +24,6 @@ Cells = Mapping[Cell, Pooled]
 MPJPE, MPJPA = "mpjpe_mm", "mpjpa_mm_per_frame2"
 ABLATION, MULTISTAGE, PINCH = "table2_ablation", "table3_multistage", "table4_pinch"
 BASELINE, TEMPORAL, WITH_PINCH = "multistage", "full_temporal_loss", "full_temporal_pinch_loss"
-LEARNT = (TEMPORAL, "full_temporal_loss_half", "full_temporal_loss_muon")
-"""One network trained as all are, half as long, and half as long by another optimiser."""
 METHODS = (BASELINE, TEMPORAL, WITH_PINCH)
 FILTERED = {"full_one_euro": TEMPORAL, "full_one_euro_tenfold": "full_tenfold_temporal_loss"}
 """`full` behind One-Euro filters, and whose jitter each is tuned to."""

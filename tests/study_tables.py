@@ -21,7 +21,6 @@ from lib.results import ROOT, results_folder
 from lib.sequences import load_sequences
 from lib.tables import (
     BASELINE,
-    LEARNT,
     TEMPORAL,
     ablation_table,
     intervals_table,
@@ -52,9 +51,8 @@ def cells():
     return measure(predictions())
 
 
-def training(*names):
-    made = {(name, s): tracked for name in names for s, tracked in predict(name, PROFILE, DATA).items()}
-    return training_table(made, PROFILE)
+def training():
+    return training_table({(TEMPORAL, s): made for s, made in predict(TEMPORAL, PROFILE, DATA).items()}, PROFILE)
 
 
 def pinch_latency():
@@ -78,8 +76,7 @@ def conditions():
 
 
 MAKE = {
-    "training": lambda: training(TEMPORAL),
-    "budget": lambda: training(*LEARNT),
+    "training": training,
     "table2_ablation": lambda: ablation_table(cells()),
     "table3_multistage": lambda: multistage_table(cells()),
     "table4_pinch": lambda: pinch_table(cells()),
