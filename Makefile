@@ -100,10 +100,11 @@ data/%/testing.json: | $(INSTALLED)
 data/%/training.json: | $(INSTALLED)
 	$(PYTHON) -m lib render --profile $* --split train --output $(@D)
 
+# Where there is no training data, nothing was trained and there is nothing to tune.
 .PHONY: train
 train: $(INSTALLED) ## train every experiment, or go on with it; MINUTES=10 gives each ten minutes
 	@$(MAKE) $$($(PYTHON) -m lib experiments | sed 's|.*|$(RESULTS)/checkpoints/&.safetensors|')
-	$(PYTHON) -m lib tune --profile $(PROFILE)
+	[ ! -f $(TRAINING_DATA) ] || $(PYTHON) -m lib tune --profile $(PROFILE)
 
 # The data is asked for here, not as a prerequisite: weights that are there need none.
 $(RESULTS)/checkpoints/%.safetensors:

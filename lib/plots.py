@@ -77,7 +77,8 @@ def pck_figure(predictions: AllPredictions) -> Figure:
 def training_figure(logs: Mapping[str, pd.DataFrame], metric: str = "known_mpjpe_mm") -> Figure:
     """The error on held-out users and, faint, on the training batches, over the crops seen, of `curve.csv` files.
 
-    Runs with other seeds are left out: what they end with is in the table of seeds.
+    Runs with other seeds are left out: what they end with is in the table of seeds. Experiments without a name of their
+    own in `METHOD_NAMES`, a reader's say, are there by the one they have.
     """
     figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.6))
     for order, (run, log) in enumerate(logs.items()):
@@ -85,11 +86,11 @@ def training_figure(logs: Mapping[str, pd.DataFrame], metric: str = "known_mpjpe
         if seed or metric not in log:  # the baseline's networks are judged otherwise
             continue
         crops = log.crops / 1e6
-        style = {"color": METHOD_COLORS[name], "linestyle": "--" if name in _DASHED else "-"}
+        style = {"color": METHOD_COLORS.get(name, "0.3"), "linestyle": "--" if name in _DASHED else "-"}
         style["zorder"] = 3 - order / len(logs)  # of those that share a phase the first is seen
         axes.plot(crops, log[metric].ewm(halflife=max(1, len(log) / 100)).mean(), alpha=0.3, lw=0.8, **style)
         measured = log[f"validation_{metric}"].notna()
-        axes.plot(crops[measured], log[f"validation_{metric}"][measured], lw=1.2, label=METHOD_NAMES[name], **style)
+        axes.plot(crops[measured], log[f"validation_{metric}"][measured], lw=1.2, label=METHOD_NAMES.get(name, name), **style)
     axes.set(xlabel="crops seen (millions)", ylabel="MPJPE (mm)", xlim=(0, None), yscale="log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
