@@ -90,7 +90,9 @@ def training_figure(logs: Mapping[str, pd.DataFrame], metric: str = "known_mpjpe
         style["zorder"] = 3 - order / len(logs)  # of those that share a phase the first is seen
         axes.plot(crops, log[metric].ewm(halflife=max(1, len(log) / 100)).mean(), alpha=0.3, lw=0.8, **style)
         measured = log[f"validation_{metric}"].notna()
-        axes.plot(crops[measured], log[f"validation_{metric}"][measured], lw=1.2, label=METHOD_NAMES.get(name, name), **style)
+        axes.plot(
+            crops[measured], log[f"validation_{metric}"][measured], lw=1.2, label=METHOD_NAMES.get(name, name), **style
+        )
     axes.set(xlabel="crops seen (millions)", ylabel="MPJPE (mm)", xlim=(0, None), yscale="log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
