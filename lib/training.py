@@ -238,8 +238,8 @@ class Run:
     def _set_up(self, learner: nn.Module) -> None:
         """Train this from now on."""
         self.module, self.network = learner, learner.network
-        self.optimizer = Optimizer(self.config.optimizer, self.network)
         accelerate(self.network, self.device, self.config.precision, self.config.compiled)
+        self.optimizer = Optimizer(self.config.optimizer, self.network)  # after what lays weights out anew in memory
         self.learner = distribute(self.module, self.device) if self.processes > 1 else self.module
 
     def _begin_second_phase(self, weights: Mapping[str, Tensor]) -> None:

@@ -158,6 +158,18 @@ def test_the_second_phase_keeps_the_batch_statistics_of_the_first(data, tmp_path
     assert all(scale and not mean for mean, scale in changed_by_a_step())
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_muon_steps_move_the_weights_of_the_network_in_either_precision(data, tmp_path, precision):
+    training = run(tmp_path / "run", data, optimizer="muon", precision=precision)
+    before = {name: p.detach().clone() for name, p in training.network.named_parameters()}
+    training.one_step()
+    moved = {
+        name: not torch.equal(p, before[name]) for name, p in training.network.named_parameters() if p.grad is not None
+    }
+    assert moved["fusion.0.weight"]
+    assert all(moved.values()), moved
+
+
 def test_batch_statistics_are_kept_on_several_gpus_too():
     layers = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))).train()
     keep_batch_norms(layers)
