@@ -9,10 +9,10 @@ from concurrent.futures import ProcessPoolExecutor
 import pandas as pd
 
 from lib.rendered.dataset import SequenceKey, sample_sequence, start_worker
+from lib.rendered.motion import PROTOCOLS
 from lib.rendered.raster import render_frame
 
 FRAMES = 60
-PROTOCOLS = ("separate_hand", "hand_hand", "pinch", "occlusion")
 
 
 def benchmark_rendering(workers: int, repeats: int) -> pd.DataFrame:
