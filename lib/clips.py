@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
-from torch.nn.functional import grid_sample
+from torch.nn.functional import grid_sample, normalize
 
 from lib.cameras import Pinhole, PosedCamera
 from lib.crop_cache import CACHE_SIZE, CropSequence
@@ -51,6 +51,23 @@ NO_AUGMENTATION = Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
+class SkeletonNoise:
+    """How wrong the skeleton is that regressor K is told: standard deviations, each clip drawn anew.
+
+    Rendered hands fit their skeletons to the bit, scanned and calibrated ones do not: who trusts the size alone places
+    these at a wrong distance. And a skeleton that is always right is a name, by which a network knows its users.
+    Deviation: the paper does not say that it tells its network anything but the truth.
+    """
+
+    size: float = 0.0
+    """Of the logarithm of the size of the hand."""
+    finger: float = 0.0
+    """Of the logarithm of the size of each finger, beside that of the hand."""
+    axis: float = 0.0
+    """Of each coordinate of the joint axes, which have length 1 (0.07: 4 degrees)."""
+
+
+@dataclass(frozen=True)
 class ClipBatch:
     """Clips as network and losses see them, time first; crops and hand models hold frames x clips, flattened."""
 
@@ -83,11 +100,23 @@ class ClipBatch:
         wrists = for_hand(self.world_from_wrist.flatten(0, 1), self.crops.hand)
         return self.hand_model.landmarks(self.joint_angles.flatten(0, 1), wrists)
 
-    def misinformed(self, deviation: float, generator: torch.Generator) -> ClipBatch:
-        """The same clips, each told a skeleton of a wrong size: too large or too small by a random factor, whose
-        logarithm has this standard deviation."""
-        factor = (deviation * torch.randn(self.shape[1], generator=generator)).exp().to(self.pinch.device)
-        return replace(self, told_model=self.hand_model.scaled(factor.repeat(self.shape[0])))
+    def misinformed(self, noise: SkeletonNoise, generator: torch.Generator) -> ClipBatch:
+        """The same clips, each told a wrong skeleton, the same one in all its frames."""
+        frames, clips = self.shape
+
+        def drawn(deviation: float, *shape: int) -> Float[Tensor, "hands *shape"]:
+            values = deviation * torch.randn(clips, *shape, generator=generator)
+            return values.to(self.pinch.device).repeat(frames, *(1 for _ in shape))
+
+        if noise == SkeletonNoise():
+            return self
+        size, fingers, turns = drawn(noise.size), drawn(noise.finger, 5, 1), drawn(noise.axis, 22, 3)
+        told = self.hand_model.scaled(size.exp())
+        joints, wrist = told.joint_rest_positions.tensor_split((20,), dim=1)
+        joints = joints * fingers.exp().repeat_interleave(4, dim=1)
+        axes = normalize(told.joint_rotation_axes + turns, dim=-1)
+        told = replace(told, joint_rotation_axes=axes, joint_rest_positions=torch.cat((joints, wrist), dim=1))
+        return replace(self, told_model=told)
 
     def occluded(self, share: float, generator: torch.Generator) -> ClipBatch:
         """The same clips; in a share of them a plain sheet passes before the hand, in all views alike.
@@ -112,9 +141,11 @@ class ClipBatch:
 
 
 class ClipSource:
-    """The sequences of a cache, their pictures in one tensor on the training device.
+    """The sequences of a cache: their labels on the training device, and, unless that is the CPU, their pictures.
 
-    Raises InputError if there are no sequences, or none holds a clip.
+    The CPU reads pictures from the mapped files as they are asked for, so that processes share what the system keeps of
+    them in memory, and more may be rendered than fits there. Raises InputError if there are no sequences, or none
+    holds a clip.
     """
 
     def __init__(self, sequences: Sequence[CropSequence], device: torch.device | str = "cpu"):
@@ -122,9 +153,9 @@ class ClipSource:
             raise InputError("no sequences of crops: render them first with python -m lib render --split train")
         self.device = torch.device(device)
         lengths = [len(sequence) for sequence in sequences]
-        self.images = torch.empty(sum(lengths), 2, MAX_VIEWS, CACHE_SIZE, CACHE_SIZE, dtype=torch.uint8, device=device)
-        for sequence, place in zip(sequences, self.images.split(lengths), strict=True):
-            place.copy_(torch.from_numpy(np.array(sequence.images)))
+        self.files = [sequence.images for sequence in sequences]
+        self.images = self._load(lengths) if self.device.type != "cpu" else None
+        self.begins = torch.tensor([0, *lengths]).cumsum(0)
         names = ("views", "focal_px", "world_from_crop", "joint_angles", "world_from_wrist", "pinch")
         self.labels = {
             n: torch.from_numpy(np.concatenate([getattr(s, n) for s in sequences])).to(device) for n in names
@@ -134,6 +165,23 @@ class ClipSource:
         )
         self.hand_models = stack_hands([sequence.hand_model for sequence in sequences]).to(device, torch.float32)
         self._clips: dict[tuple[int, int], Int[Tensor, "clips 2"]] = {}
+
+    def _load(self, lengths: list[int]) -> UInt8[Tensor, "frames 2 views size size"]:
+        """All pictures on the training device."""
+        shape = (sum(lengths), 2, MAX_VIEWS, CACHE_SIZE, CACHE_SIZE)
+        images = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        for file, place in zip(self.files, images.split(lengths), strict=True):
+            place.copy_(torch.from_numpy(np.array(file)))
+        return images
+
+    def _pictures(
+        self, frame: Int[Tensor, "crops"], hand: Int[Tensor, "crops"], view: Int[Tensor, "crops"]
+    ) -> UInt8[Tensor, "crops size size"]:
+        if self.images is not None:
+            return self.images[frame, hand, view]
+        sequence = self.sequence[frame]
+        places = torch.stack((sequence, frame - self.begins[sequence], hand, view), dim=1).tolist()
+        return torch.from_numpy(np.stack([self.files[s][f, h, v] for s, f, h, v in places]))
 
     def clips(self, frames: int, pinch_copies: int = 1) -> Int[Tensor, "clips 2"]:
         """Every clip of this length: its first frame and its hand. Those whose middle frame shows a pinch are there
@@ -172,7 +220,7 @@ class ClipSource:
         camera = draws.perturb(cached)
         shown = torch.stack((torch.ones_like(two), two), dim=-1)
         place = torch.broadcast_tensors(frame[..., None], hand[..., None], views)
-        pictures = self.images[tuple(part[shown] for part in place)]
+        pictures = self._pictures(*(part[shown] for part in place))
         warped = warp_pinhole(pictures, cached[shown], camera[shown]) * draws.gain[shown]
         images = torch.zeros(*shown.shape, CROP_SIZE, CROP_SIZE, device=self.device)
         images[shown] = warped.clamp(0, 1)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from lib.clips import MILD_AUGMENTATION, NO_AUGMENTATION, Augmentation, ClipBatch, ClipSource
+from lib.clips import MILD_AUGMENTATION, NO_AUGMENTATION, Augmentation, ClipBatch, ClipSource, SkeletonNoise
 from lib.files import MM
 from lib.hands import HandModel, for_hand
 from lib.losses import (
@@ -56,10 +56,9 @@ class ClipTrainingConfig(TrainingConfig):
     pose_clip_frames: int = 1
     clip_frames: int = 8
     validation_hands: int = 768
-    told_size: float = 0.05
-    """How wrong the size of the skeleton is that regressor K is told in the second phase (standard deviation of its
-    logarithm). Rendered hands fit their skeletons to the bit, scanned and calibrated ones do not: who trusts the size
-    alone places these at a wrong distance."""
+    told: SkeletonNoise = field(default_factory=SkeletonNoise)
+    """How wrong the skeleton is that regressor K is told: the first phase tells it the truth."""
+    second_told: SkeletonNoise = field(default_factory=lambda: SkeletonNoise(size=0.05))
     pinch_copies: int = PINCH_COPIES
     occluded: float = 0.25
     """Share of the clips of the second phase in which a sheet passes before the hand: rendered training sequences have
@@ -89,11 +88,11 @@ class ClipTrainingConfig(TrainingConfig):
         return replace(phases, warmup_steps=min(self.warmup_steps, max(1, steps // 10)))
 
     def first_phase(self) -> tuple[int, ClipTrainingConfig]:
-        """The phase with L_pose alone, true skeletons, bare hands and no memory, the same whatever the second does."""
+        """The phase with L_pose alone, bare hands and no memory, the same whatever the second does."""
         without_second = {"steps": self.pose_steps, "clip_frames": self.pose_clip_frames, "second_learning_rate": 0.0}
-        without_second |= {"second_augmentation": self.augmentation, "network": self.network_at(0)}
+        without_second |= {"second_augmentation": self.augmentation, "second_told": self.told}
         pose = replace(self.weights, temporal=0.0, pinch=0.0)
-        return self.pose_steps, replace(self, weights=pose, told_size=0.0, occluded=0.0, **without_second)
+        return self.pose_steps, replace(self, weights=pose, network=self.network_at(0), occluded=0.0, **without_second)
 
 
 @dataclass(frozen=True)
@@ -154,10 +153,11 @@ class ClipTraining(Task):
         config, frames = self.config, self.config.clip_frames_at(step)
         clips = self.data.train.clips(frames, config.pinch_copies)
         chosen, generator = draw_examples(clips, config.hands // frames, config.seed, step, rank, processes)
-        if step < config.pose_steps:
-            return self.data.train.batch(chosen, frames, config.augmentation, generator)
-        batch = self.data.train.batch(chosen, frames, config.second_augmentation, generator)
-        return batch.misinformed(config.told_size, generator).occluded(config.occluded, generator)
+        first = step < config.pose_steps
+        augmentation = config.augmentation if first else config.second_augmentation
+        batch = self.data.train.batch(chosen, frames, augmentation, generator)
+        batch = batch.misinformed(config.told if first else config.second_told, generator)
+        return batch if first else batch.occluded(config.occluded, generator)
 
     def losses(self, learner: nn.Module, batch: ClipBatch, step: int) -> Losses:
         """The losses of a step, weighted as its phase says."""
@@ -165,12 +165,11 @@ class ClipTraining(Task):
             keep_batch_norms(learner)
         return learner(batch, self.config.weights_at(step))
 
-    def validate(self, learner: ClipLearner, step: int) -> Losses:
-        """The terms of the loss on clips of held-out users, as long as those that the step trains on."""
+    def validate(self, learner: ClipLearner, source: ClipSource, step: int) -> Losses:
+        """The terms of the loss on clips that are as long as those that the step trains on, told true skeletons."""
         frames = self.config.clip_frames_at(step)
-        clips = self.data.validation.clips(frames)
-        chosen, generator = draw_examples(clips, self.config.validation_hands // frames, seed=0, step=0)
-        batch = self.data.validation.batch(chosen, frames, NO_AUGMENTATION, generator)
+        chosen, generator = draw_examples(source.clips(frames), self.config.validation_hands // frames, seed=0, step=0)
+        batch = source.batch(chosen, frames, NO_AUGMENTATION, generator)
         return self.losses(learner, batch, step)
 
 

@@ -96,7 +96,7 @@ class Task(ABC):
 
     config: TrainingConfig
     data: Any
-    """What it learns from, with a `fingerprint`."""
+    """What it learns from: `train`, `validation`, which is of held-out users, and the `fingerprint` of both."""
     watched: str
     """The term that the progress bar shows."""
 
@@ -123,8 +123,9 @@ class Task(ABC):
         """What `learner` makes of a batch in a step."""
 
     @abstractmethod
-    def validate(self, learner: nn.Module, step: int) -> Losses:
-        """Errors on held-out users after a step: on the same examples every time, without augmentation."""
+    def validate(self, learner: nn.Module, source: Any, step: int) -> Losses:
+        """Errors after a step on examples of `data.train` or `data.validation`: the same ones every time, without
+        augmentation."""
 
 
 class Run:
@@ -195,9 +196,11 @@ class Run:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Errors on held-out users."""
-        errors = self.task.validate(self.module.eval(), self.step - 1)
-        return {f"validation_{name}": float(value) for name, value in errors.terms.items()}
+        """Errors on users it learns from and, called validation, on others; how far they are apart is what more data
+        could bring."""
+        sources = {"train": self.task.data.train, "validation": self.task.data.validation}
+        errors = {name: self.task.validate(self.module.eval(), of, self.step - 1) for name, of in sources.items()}
+        return {f"{users}_{name}": float(value) for users, of in errors.items() for name, value in of.terms.items()}
 
     def save(self) -> None:
         """Write checkpoint, log and curve, each whole or not at all."""

@@ -9,7 +9,7 @@ import torch
 from conftest import tiny_recording
 
 from lib.cameras import Pinhole, PosedCamera
-from lib.clips import NO_AUGMENTATION, Augmentation, ClipSource, warp_pinhole
+from lib.clips import NO_AUGMENTATION, Augmentation, ClipSource, SkeletonNoise, warp_pinhole
 from lib.crop_cache import CACHE_SIZE, CropSequence, crop_sequence
 from lib.crops import perturb
 from lib.errors import InputError
@@ -98,18 +98,33 @@ def test_single_view_clips_show_either_view(sequences):
     assert all(any(column) for column in shown)
 
 
-def test_misinformed_clips_are_told_of_one_wrong_size_each(sequences):
+def test_pictures_read_from_mapped_files_are_those_that_other_devices_load(sequences):
+    mapped, loaded = ClipSource(sequences), ClipSource(sequences)
+    loaded.images = loaded._load([len(sequence) for sequence in sequences])
+    chosen = mapped.clips(2)[::3]
+    pictures = [s.batch(chosen, 2, NO_AUGMENTATION, torch.Generator()).crops.images for s in (mapped, loaded)]
+    assert float(pictures[0].std()) > 0
+    assert torch.equal(*pictures)
+
+
+def test_misinformed_clips_are_told_one_wrong_skeleton_each(sequences):
     source = ClipSource(sequences)
-    batch = source.batch(source.clips(3)[:6], 3, NO_AUGMENTATION, torch.Generator())
-    wrong = batch.misinformed(0.1, torch.Generator().manual_seed(0))
-    told, true = (
-        model.landmark_rest_positions.norm(dim=(1, 2)).unflatten(0, batch.shape)
-        for model in (wrong.told_model, wrong.hand_model)
-    )
-    factor = told / true
-    assert torch.allclose(factor, factor[:1].expand_as(factor))
-    assert 0.03 < factor[0].log().std() < 0.3
-    assert torch.equal(batch.told_model.landmark_rest_positions, batch.hand_model.landmark_rest_positions)
+    batch = source.batch(source.clips(3)[torch.arange(300) % 4], 3, NO_AUGMENTATION, torch.Generator())
+    noise = SkeletonNoise(size=0.1, finger=0.02, axis=0.05)
+    wrong = batch.misinformed(noise, torch.Generator().manual_seed(0))
+    told, true = wrong.told_model, batch.hand_model
+    factors = (told.joint_rest_positions[:, :20] / true.joint_rest_positions[:, :20]).unflatten(0, batch.shape)
+    fingers = factors[..., ::4, :].mean(dim=-1).log()
+    torch.testing.assert_close(factors, factors[:1, :, :, :1].expand_as(factors), rtol=1e-4, atol=1e-4)
+    assert float(fingers[0].mean(dim=-1).std()) == pytest.approx((0.1**2 + 0.02**2 / 5) ** 0.5, rel=0.2)
+    assert float(fingers[0].std(dim=-1).square().mean().sqrt()) == pytest.approx(0.02, rel=0.2)
+    turned = torch.linalg.cross(told.joint_rotation_axes, true.joint_rotation_axes).norm(dim=-1).asin()
+    assert float(turned.square().mean().sqrt()) == pytest.approx(0.05 * 2**0.5, rel=0.2)
+    torch.testing.assert_close(told.joint_rotation_axes.norm(dim=-1), torch.ones(900, 22))
+    torch.testing.assert_close(turned.unflatten(0, batch.shape)[0], turned.unflatten(0, batch.shape)[2])
+    assert wrong.hand_model is batch.hand_model
+    truth = batch.misinformed(SkeletonNoise(), torch.Generator()).told_model.skeleton_feature
+    torch.testing.assert_close(truth, true.skeleton_feature)
 
 
 def test_clips_that_show_a_pinch_count_as_often_as_asked(sequences):

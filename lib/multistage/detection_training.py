@@ -157,9 +157,8 @@ class DetectionTraining(Task):
         """The loss, the same in all steps."""
         return learner(batch)
 
-    def validate(self, learner: DetectionLearner, step: int) -> Losses:
-        """Errors on views of held-out users."""
-        source = self.data.validation
+    def validate(self, learner: DetectionLearner, source: ViewSource, step: int) -> Losses:
+        """Errors on views."""
         views, generator = draw_examples(torch.arange(len(source)), self.config.validation_views, seed=0, step=0)
         return learner(source.batch(views, 0.0, generator))
 

@@ -127,11 +127,10 @@ class KeypointTraining(Task):
         """The loss, the same in all steps."""
         return learner(batch)
 
-    def validate(self, learner: KeypointLearner, step: int) -> Losses:
-        """Errors on crops of held-out users, told of the hand as in training."""
-        config, data = self.config, self.data
-        hands, generator = draw_examples(data.validation.clips(1), config.validation_hands, seed=0, step=0)
-        return learner(crop_batch(data.validation, hands, NO_AUGMENTATION, config.prior, generator))
+    def validate(self, learner: KeypointLearner, source: ClipSource, step: int) -> Losses:
+        """Errors on crops, told of the hand as in training."""
+        hands, generator = draw_examples(source.clips(1), self.config.validation_hands, seed=0, step=0)
+        return learner(crop_batch(source, hands, NO_AUGMENTATION, self.config.prior, generator))
 
 
 def crop_batch(
