@@ -102,14 +102,14 @@ class ClipBatch:
 
     def misinformed(self, noise: SkeletonNoise, generator: torch.Generator) -> ClipBatch:
         """The same clips, each told a wrong skeleton, the same one in all its frames."""
+        if noise == SkeletonNoise():
+            return self
         frames, clips = self.shape
 
         def drawn(deviation: float, *shape: int) -> Float[Tensor, "hands *shape"]:
             values = deviation * torch.randn(clips, *shape, generator=generator)
             return values.to(self.pinch.device).repeat(frames, *(1 for _ in shape))
 
-        if noise == SkeletonNoise():
-            return self
         size, fingers, turns = drawn(noise.size), drawn(noise.finger, 5, 1), drawn(noise.axis, 22, 3)
         told = self.hand_model.scaled(size.exp())
         joints, wrist = told.joint_rest_positions.tensor_split((20,), dim=1)
