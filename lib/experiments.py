@@ -36,11 +36,11 @@ not be learnt again by each."""
 
 
 def _clips(network: NetworkConfig, weights: LossWeights) -> ClipTrainingConfig:
-    return ClipTrainingConfig(network, weights, PRETRAINING, steps=17_500, pose_steps=16_000)
+    return ClipTrainingConfig(network, weights, PRETRAINING, optimizer="muon", steps=17_500, pose_steps=16_000)
 
 
 def _crops(network: KeyNetConfig, steps: int) -> KeypointTrainingConfig:
-    return KeypointTrainingConfig(network, hands=48, steps=steps)
+    return KeypointTrainingConfig(network, optimizer="muon", hands=48, steps=steps)
 
 
 _POSE = LossWeights(temporal=0.0, pinch=0.0)

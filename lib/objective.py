@@ -57,8 +57,6 @@ class ClipTrainingConfig(TrainingConfig):
     clip_frames: int = 8
     validation_hands: int = 768
     told: SkeletonNoise = field(default_factory=SkeletonNoise)
-    """How wrong the skeleton is that regressor K is told: the first phase tells it the truth."""
-    second_told: SkeletonNoise = field(default_factory=lambda: SkeletonNoise(size=0.05))
     pinch_copies: int = PINCH_COPIES
     occluded: float = 0.25
     """Share of the clips of the second phase in which a sheet passes before the hand: rendered training sequences have
@@ -90,7 +88,7 @@ class ClipTrainingConfig(TrainingConfig):
     def first_phase(self) -> tuple[int, ClipTrainingConfig]:
         """The phase with L_pose alone, bare hands and no memory, the same whatever the second does."""
         without_second = {"steps": self.pose_steps, "clip_frames": self.pose_clip_frames, "second_learning_rate": 0.0}
-        without_second |= {"second_augmentation": self.augmentation, "second_told": self.told}
+        without_second |= {"second_augmentation": self.augmentation}
         pose = replace(self.weights, temporal=0.0, pinch=0.0)
         return self.pose_steps, replace(self, weights=pose, network=self.network_at(0), occluded=0.0, **without_second)
 
@@ -156,7 +154,7 @@ class ClipTraining(Task):
         first = step < config.pose_steps
         augmentation = config.augmentation if first else config.second_augmentation
         batch = self.data.train.batch(chosen, frames, augmentation, generator)
-        batch = batch.misinformed(config.told if first else config.second_told, generator)
+        batch = batch.misinformed(config.told, generator)
         return batch if first else batch.occluded(config.occluded, generator)
 
     def losses(self, learner: nn.Module, batch: ClipBatch, step: int) -> Losses:

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from io import BytesIO, StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -35,7 +35,7 @@ from lib.machines import Precision, accelerate, distribute, machine
 from lib.optimizers import Optimizer, OptimizerName
 from lib.results import commit
 
-FIRST_PHASE_VERSION = 1
+FIRST_PHASE_VERSION = 2
 """Raised whenever the same configuration no longer gives the same weights, so that no first phase of before is used."""
 
 
@@ -330,7 +330,7 @@ def draw_examples(
     generator = torch.Generator().manual_seed(1_000_003 * seed + step)
     chosen = examples[torch.randint(len(examples), (count,), generator=generator)]
     share = count // processes
-    generator.manual_seed(generator.initial_seed() + (rank << 24))  # no step of the run has it
+    generator.manual_seed(generator.initial_seed() + ((rank + 1) << 24))  # no step of the run has it
     return chosen[rank * share : (rank + 1) * share], generator
 
 

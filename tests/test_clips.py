@@ -9,7 +9,7 @@ import torch
 from conftest import tiny_recording
 
 from lib.cameras import Pinhole, PosedCamera
-from lib.clips import NO_AUGMENTATION, Augmentation, ClipSource, SkeletonNoise, warp_pinhole
+from lib.clips import NO_AUGMENTATION, TRUE_SKELETON, Augmentation, ClipSource, SkeletonNoise, warp_pinhole
 from lib.crop_cache import CACHE_SIZE, CropSequence, crop_sequence
 from lib.crops import perturb
 from lib.errors import InputError
@@ -123,7 +123,7 @@ def test_misinformed_clips_are_told_one_wrong_skeleton_each(sequences):
     torch.testing.assert_close(told.joint_rotation_axes.norm(dim=-1), torch.ones(900, 22))
     torch.testing.assert_close(turned.unflatten(0, batch.shape)[0], turned.unflatten(0, batch.shape)[2])
     assert wrong.hand_model is batch.hand_model
-    assert batch.misinformed(SkeletonNoise(), torch.Generator()) is batch
+    assert batch.misinformed(TRUE_SKELETON, torch.Generator()) is batch
     assert torch.equal(batch.told_model.skeleton_feature, true.skeleton_feature)
 
 

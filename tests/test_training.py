@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lib.checkpoints import load_network, save_network
-from lib.clips import NO_AUGMENTATION, ClipSource, SkeletonNoise
+from lib.clips import NO_AUGMENTATION, TRUE_SKELETON, ClipSource, SkeletonNoise
 from lib.errors import InputError
 from lib.experiments import REFERENCE_NETWORK, beginning, experiment, train_experiment
 from lib.files import read_json, sha256_of
@@ -186,6 +186,11 @@ def test_processes_draw_other_numbers_than_each_other_at_any_step():
     assert len({tuple(numbers) for numbers in drawn}) == 8
 
 
+def test_what_draws_the_augmentation_has_not_drawn_the_examples():
+    _, generator = draw_examples(torch.arange(100), 4, seed=0, step=3)
+    assert not torch.equal(torch.randint(100, (4,), generator=generator), draw_examples(torch.arange(100), 4, 0, 3)[0])
+
+
 def test_runs_are_judged_on_the_users_they_learn_from_and_on_others(data, tmp_path):
     elsewhere = ClipSource([sequence_of(tmp_path, 6)])
     elsewhere.labels["world_from_wrist"][..., 2, 3] += 0.1
@@ -195,14 +200,13 @@ def test_runs_are_judged_on_the_users_they_learn_from_and_on_others(data, tmp_pa
         assert (row["train_known_mpjpe_mm"] == row["validation_known_mpjpe_mm"]) == same
 
 
-@pytest.mark.parametrize("first", [True, False])
-def test_each_phase_is_told_skeletons_as_wrong_as_asked(data, first):
-    wrong = SkeletonNoise(size=0.05, finger=0.05, axis=0.05)
-    config = replace(CONFIG, told=wrong if first else SkeletonNoise(), second_told=SkeletonNoise() if first else wrong)
-    for step, truth in ((CONFIG.pose_steps - 1, not first), (CONFIG.pose_steps, first)):
+@pytest.mark.parametrize("noise", [SkeletonNoise(), TRUE_SKELETON])
+def test_both_phases_are_told_skeletons_as_wrong_as_asked(data, noise):
+    config = replace(CONFIG, told=noise)
+    for step in (CONFIG.pose_steps - 1, CONFIG.pose_steps):
         batch = ClipTraining(config, data, generic_hand()).batch(step, rank=0, processes=1)
         told, true = batch.told_model.skeleton_feature, batch.hand_model.skeleton_feature
-        assert torch.equal(told, true) == truth
+        assert torch.equal(told, true) == (noise == TRUE_SKELETON)
 
 
 def test_processes_share_a_batch_evenly():
@@ -350,7 +354,7 @@ def test_minutes_become_steps_once(experiments, data, tmp_path, monkeypatch):
 
 def test_each_phase_has_an_augmentation_of_its_own(data):
     rolled = replace(NO_AUGMENTATION, roll=0.5)
-    config = replace(CONFIG, second_augmentation=rolled, second_told=SkeletonNoise(), occluded=0.0)
+    config = replace(CONFIG, second_augmentation=rolled, told=TRUE_SKELETON, occluded=0.0)
 
     def cameras(config: ClipTrainingConfig, step: int) -> torch.Tensor:
         return ClipTraining(config, data, generic_hand()).batch(step, 0, 1).crops.camera_from_world
