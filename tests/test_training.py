@@ -43,8 +43,8 @@ from lib.rendered.shape import generic_hand
 from lib.training import Run, draw_examples, fit_to_minutes, thinned
 
 CONFIG = ClipTrainingConfig(
-    network=TINY, augmentation=NO_AUGMENTATION, pose_steps=6, steps=12, hands=8, pose_clip_frames=4, clip_frames=4,
-    warmup_steps=2, precision="float32", compiled=False, validation_every=6, validation_hands=8,
+    network=TINY, augmentation=NO_AUGMENTATION, told=TRUE_SKELETON, pose_steps=6, steps=12, hands=8, pose_clip_frames=4,
+    clip_frames=4, warmup_steps=2, precision="float32", compiled=False, validation_every=6, validation_hands=8,
 )  # fmt: skip
 
 WEIGHTS = "weights.safetensors"
@@ -354,7 +354,7 @@ def test_minutes_become_steps_once(experiments, data, tmp_path, monkeypatch):
 
 def test_each_phase_has_an_augmentation_of_its_own(data):
     rolled = replace(NO_AUGMENTATION, roll=0.5)
-    config = replace(CONFIG, second_augmentation=rolled, told=TRUE_SKELETON, occluded=0.0)
+    config = replace(CONFIG, second_augmentation=rolled, occluded=0.0)
 
     def cameras(config: ClipTrainingConfig, step: int) -> torch.Tensor:
         return ClipTraining(config, data, generic_hand()).batch(step, 0, 1).crops.camera_from_world
