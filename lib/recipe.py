@@ -20,6 +20,7 @@ from lib.errors import InputError
 from lib.experiments import EXPERIMENTS, REFERENCE_NETWORK, beginning, listed_files, load_clips
 from lib.files import write_atomically
 from lib.hands import HandModel
+from lib.machines import machine
 from lib.objective import ClipTraining, ClipTrainingConfig
 from lib.results import commit, results_folder
 from lib.training import Run
@@ -134,5 +135,6 @@ def _train(
         "steps": run.step,
         "minutes": round(run.seconds / 60, 1),
         **errors,
+        "machine": machine(run.device)["device"],
         "commit": commit(),
     }
