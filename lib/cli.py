@@ -241,7 +241,7 @@ def _add_train(commands) -> None:
     command.add_argument("--minutes", type=float, help="train as long as this takes, instead of the profile's steps")
     command.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     command.add_argument("--seed", type=int, default=0, help="another one trains EXPERIMENT_seedN")
-    command.add_argument("--compile", action=argparse.BooleanOptionalAction, help="compile the backbone")
+    command.add_argument("--compile", action=argparse.BooleanOptionalAction, help="compile the convolutions")
     command.add_argument("--device", default=_fastest_device())
 
 

@@ -62,9 +62,9 @@ class SkeletonNoise:
     size: float = 0.05
     """Of the logarithm of the size of the hand."""
     finger: float = 0.04
-    """Of the logarithm of the size of each finger, beside that of the hand."""
+    """Of the logarithm of the factor on the positions of each finger's joints, beside that of the hand."""
     axis: float = 0.07
-    """Of each coordinate of the joint axes, which have length 1 (0.07: 4 degrees)."""
+    """Of each coordinate of the joint axes, which have length 1: 0.07 turns one by 5 degrees in the mean."""
 
 
 TRUE_SKELETON = SkeletonNoise(size=0.0, finger=0.0, axis=0.0)
@@ -153,7 +153,9 @@ class ClipSource:
 
     def __init__(self, sequences: Sequence[CropSequence], device: torch.device | str = "cpu"):
         if not sequences:
-            raise InputError("no sequences of crops: render them first with python -m lib render --split train")
+            raise InputError(
+                "no sequences of crops: render them first with python -m lib render --split train --output DIR"
+            )
         self.device = torch.device(device)
         lengths = [len(sequence) for sequence in sequences]
         self.files = [sequence.images for sequence in sequences]
