@@ -36,6 +36,7 @@ from lib.tracking import CALIBRATION_SAMPLES, Tracker, Tracks
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit code is 2 for wrong usage or input, with a message on standard error."""
     options = _parser().parse_args(arguments)
+    torch.backends.cudnn.allow_tf32 = False  # what is float32 shall be so on a GPU, too
     try:
         options.run(options)
     except (InputError, OSError) as error:

@@ -37,8 +37,8 @@ class NetworkConfig:
 
     `stem` turns the crop into the first feature map: "convolution" (3x3, then max-pooling) as published, or "unshuffle"
     (4x4 pixel blocks become channels), cheaper on CPUs. `widths` and `blocks` describe the residual stages; every stage
-    but the first halves the resolution, and the last must end at 6x6. Source: Table 2 for the three ablations. Deviation:
-    "unshuffle".
+    but the first halves the resolution, and the last must end at 6x6. Source: Table 2 for the three ablations.
+    Deviation: the unshuffle stem.
     """
 
     stem: Literal["convolution", "unshuffle"] = "convolution"

@@ -176,7 +176,7 @@ class ClipTraining(Task):
 def keep_batch_norms(module: nn.Module) -> None:
     """Let batch normalisation use the means and variances that it has, and keep them; their scales still learn."""
     for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d | nn.SyncBatchNorm):
+        if isinstance(part, nn.BatchNorm2d):
             part.eval()
 
 

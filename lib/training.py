@@ -243,7 +243,7 @@ class Run:
         self.module, self.network = learner, learner.network
         accelerate(self.network, self.device, self.config.precision, self.config.compiled)
         self.optimizer = Optimizer(self.config.optimizer, self.network)  # after what lays weights out anew in memory
-        self.learner = distribute(self.module, self.device) if self.processes > 1 else self.module
+        self.learner = distribute(self.module) if self.processes > 1 else self.module
 
     def _begin_second_phase(self, weights: Mapping[str, Tensor]) -> None:
         """Go on with rounded weights and a new optimiser: as from the file, so in the process that wrote it."""

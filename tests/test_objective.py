@@ -7,13 +7,12 @@ import pytest
 import torch
 from conftest import TINY, tiny_network
 from tiny_runs import CONFIG, WEIGHTS, made_up_data, run, sequence_of
-from torch import nn
 
 from lib.clips import NO_AUGMENTATION, TRUE_SKELETON, ClipSource, SkeletonNoise
 from lib.hands import for_hand
 from lib.losses import LossWeights, pinch_loss, temporal_loss
 from lib.network import TemporalState
-from lib.objective import ClipData, ClipLearner, ClipTraining, ClipTrainingConfig, clip_features, keep_batch_norms
+from lib.objective import ClipData, ClipLearner, ClipTraining, ClipTrainingConfig, clip_features
 from lib.rendered.shape import generic_hand
 from lib.training import Run, draw_examples
 
@@ -118,12 +117,6 @@ def test_the_second_phase_keeps_the_batch_statistics_of_the_first(data, tmp_path
     while training.step < CONFIG.pose_steps:
         training.one_step()
     assert all(scale and not mean for mean, scale in changed_by_a_step())
-
-
-def test_batch_statistics_are_kept_on_several_gpus_too():
-    layers = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))).train()
-    keep_batch_norms(layers)
-    assert not layers[1].training
 
 
 @pytest.mark.parametrize("noise", [SkeletonNoise(), TRUE_SKELETON])
