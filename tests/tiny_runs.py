@@ -26,9 +26,9 @@ def sequence_of(folder: Path, frames: int) -> CropSequence:
     return crop_sequence(recording, lambda t, camera, box: pictures[t][camera][box[1] : box[3], box[0] : box[2]])
 
 
-def made_up_data(folder: Path) -> ClipData:
+def made_up_data(folder: Path, device: str = "cpu") -> ClipData:
     """Both hands in six frames, to learn from and to be judged by."""
-    source = ClipSource([sequence_of(folder, 6)])
+    source = ClipSource([sequence_of(folder, 6)], device)
     return ClipData(source, source, "made up")
 
 
