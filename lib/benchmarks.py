@@ -119,7 +119,7 @@ def benchmark_training(networks: Mapping[str, NetworkConfig], device: torch.devi
             runs = {
                 variant: Run(Path(scratch, name, variant), ClipTraining(config, data, hand), device)
                 for variant, (precision, compiled) in variants.items()
-                for config in [ClipTrainingConfig(network, precision=precision, compiled=compiled)]
+                for config in [ClipTrainingConfig(network, optimizer="muon", precision=precision, compiled=compiled)]
             }
             for _ in range(steps + WARM_UP_STEPS):
                 for run in runs.values():

@@ -106,7 +106,7 @@ def _read_safetensors(path: Path, expected: str, config_class: type) -> tuple[An
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         settings = json.loads(metadata["network"])
-        stored = metadata.get("class", UmeTrack.__name__)  # the first files held no other
+        stored = metadata.get("class", UmeTrack.__name__)  # files without the entry hold one
         if stored != expected:
             raise InputError(f"{path} holds the weights of a {stored}, expected those of a {expected}")
         config = config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})

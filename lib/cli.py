@@ -36,6 +36,7 @@ from lib.tracking import CALIBRATION_SAMPLES, Tracker, Tracks
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit code is 2 for wrong usage or input, with a message on standard error."""
     options = _parser().parse_args(arguments)
+    torch.backends.cudnn.allow_tf32 = False  # what is float32 shall be so on a GPU, too
     try:
         options.run(options)
     except (InputError, OSError) as error:
@@ -241,7 +242,7 @@ def _add_train(commands) -> None:
     command.add_argument("--minutes", type=float, help="train as long as this takes, instead of the profile's steps")
     command.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     command.add_argument("--seed", type=int, default=0, help="another one trains EXPERIMENT_seedN")
-    command.add_argument("--compile", action=argparse.BooleanOptionalAction, help="compile the backbone")
+    command.add_argument("--compile", action=argparse.BooleanOptionalAction, help="compile the convolutions")
     command.add_argument("--device", default=_fastest_device())
 
 

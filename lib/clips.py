@@ -59,12 +59,15 @@ class SkeletonNoise:
     Deviation: the paper does not say that it tells its network anything but the truth.
     """
 
-    size: float = 0.0
+    size: float = 0.05
     """Of the logarithm of the size of the hand."""
-    finger: float = 0.0
-    """Of the logarithm of the size of each finger, beside that of the hand."""
-    axis: float = 0.0
-    """Of each coordinate of the joint axes, which have length 1 (0.07: 4 degrees)."""
+    finger: float = 0.04
+    """Of the logarithm of the factor on the positions of each finger's joints, beside that of the hand."""
+    axis: float = 0.07
+    """Of each coordinate of the joint axes, which have length 1: 0.07 turns one by 5 degrees in the mean."""
+
+
+TRUE_SKELETON = SkeletonNoise(size=0.0, finger=0.0, axis=0.0)
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class ClipBatch:
 
     def misinformed(self, noise: SkeletonNoise, generator: torch.Generator) -> ClipBatch:
         """The same clips, each told a wrong skeleton, the same one in all its frames."""
-        if noise == SkeletonNoise():
+        if noise == TRUE_SKELETON:
             return self
         frames, clips = self.shape
 
@@ -150,7 +153,9 @@ class ClipSource:
 
     def __init__(self, sequences: Sequence[CropSequence], device: torch.device | str = "cpu"):
         if not sequences:
-            raise InputError("no sequences of crops: render them first with python -m lib render --split train")
+            raise InputError(
+                "no sequences of crops: render them first with python -m lib render --split train --output DIR"
+            )
         self.device = torch.device(device)
         lengths = [len(sequence) for sequence in sequences]
         self.files = [sequence.images for sequence in sequences]

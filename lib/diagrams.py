@@ -33,7 +33,7 @@ def layer_shapes(network: UmeTrack, crops: Crops, model: HandModel) -> dict[str,
         part = part.layers if name.startswith("regressor") else part
         hooks.append(part.register_forward_hook(lambda _, __, output, name=name: shapes.update({name: _text(output)})))
     try:
-        features, _ = network.eval().features(crops, TemporalState.untracked(len(crops.images)))
+        features, _ = network.eval().features(crops, TemporalState.untracked(len(crops.images), crops.images.device))
         network.known(features, crops, model)
         network.unknown(features[crops.two_views], crops[crops.two_views])
     finally:

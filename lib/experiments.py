@@ -36,11 +36,11 @@ not be learnt again by each."""
 
 
 def _clips(network: NetworkConfig, weights: LossWeights) -> ClipTrainingConfig:
-    return ClipTrainingConfig(network, weights, PRETRAINING, steps=17_500, pose_steps=16_000)
+    return ClipTrainingConfig(network, weights, PRETRAINING, optimizer="muon", steps=17_500, pose_steps=16_000)
 
 
 def _crops(network: KeyNetConfig, steps: int) -> KeypointTrainingConfig:
-    return KeypointTrainingConfig(network, hands=48, steps=steps)
+    return KeypointTrainingConfig(network, optimizer="muon", hands=48, steps=steps)
 
 
 _POSE = LossWeights(temporal=0.0, pinch=0.0)
@@ -61,7 +61,7 @@ EXPERIMENTS: dict[str, TrainingConfig] = {
 }
 """In this order: the image encoder that the end-to-end networks begin with; the rows of Tables 2 to 4 (`full_one_euro`
 filters `full`, and is not trained); ten times the paper's L_temp and L_pinch, to see whether their weights are at
-fault; the multi-stage baseline. Each takes at most an hour and a half on one CPU core."""
+fault; the multi-stage baseline. Each takes at most two hours on one CPU core."""
 
 _SEED = "_seed"  # in the name of a run with another seed, before the seed
 VALIDATION_SHARE = 0.1

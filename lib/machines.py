@@ -23,12 +23,13 @@ Precision = Literal["float32", "bfloat16"]
 def accelerate(network: nn.Module, device: torch.device, precision: Precision, compiled: bool) -> None:
     """Run a network's `costly_layers` in the precision asked for, and compiled if asked for. Weights stay float32.
 
-    Raises InputError if compilation is asked for and no C++ compiler is there.
+    Raises InputError if compilation is asked for and no compiler is there: of C++, for a GPU of C.
     """
     if compiled:
-        if device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        compilers = ("c++", "g++", "clang++") if device.type == "cpu" else ("cc", "gcc", "clang")
+        if not any(shutil.which(name) for name in compilers):
             raise InputError(
-                "compiling the network needs a C++ compiler (g++): install one, or train with --no-compile"
+                f"compiling the network needs one of {', '.join(compilers)}: install it, or train with --no-compile"
             )
         for layers in network.costly_layers:
             layers.compile(dynamic=True)
@@ -55,10 +56,9 @@ def process_group(device: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def distribute(learner: nn.Module, device: torch.device) -> nn.Module:
-    """One gradient from several processes; on GPUs one batch normalisation, too."""
-    if device.type == "cuda":
-        learner = nn.SyncBatchNorm.convert_sync_batchnorm(learner)
+def distribute(learner: nn.Module) -> nn.Module:
+    """One gradient from several processes. Batch normalisations stay apart: a process without a hand in two views
+    passes by layers in which the others would wait for it."""
     return DistributedDataParallel(learner, find_unused_parameters=True)
 
 

@@ -38,6 +38,7 @@ class NetworkConfig:
     `stem` turns the crop into the first feature map: "convolution" (3x3, then max-pooling) as published, or "unshuffle"
     (4x4 pixel blocks become channels), cheaper on CPUs. `widths` and `blocks` describe the residual stages; every stage
     but the first halves the resolution, and the last must end at 6x6. Source: Table 2 for the three ablations.
+    Deviation: the unshuffle stem.
     """
 
     stem: Literal["convolution", "unshuffle"] = "convolution"
@@ -192,7 +193,7 @@ class UmeTrack(nn.Module):
     def remember(self, features: Features, crops: Crops, state: TemporalState) -> tuple[Features, TemporalState]:
         """The temporal module: mixes the memory, moved to the current reference camera, into the features.
 
-        Source: §3.2.
+        Source: §3.2, and the published code for the move, of which the paper says nothing.
         """
         camera_from_world = crops.camera_from_world[:, 0].to(features)
         tracked = torch.ones_like(state.tracked)
@@ -211,7 +212,7 @@ class UmeTrack(nn.Module):
         """Let the temporal module begin by ignoring the memory and passing features like these on as they are, nearly.
 
         Its hidden channels hold the features' principal directions and their negatives, of which a ReLU keeps one.
-        They have room for 45 of 72 directions; in a trained network the others make 0.4 % of the mean square. Source:
+        They have room for 45 of 72 directions; in a trained network the others make 1.5 % of the mean square. Source:
         "looks linear" weights, Balduzzi et al. 2017. Deviation: the paper does not say what its module begins with.
         """
         first, second, third = (layer for layer in self.temporal if isinstance(layer, nn.Conv2d))

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from scipy.signal import welch
@@ -75,7 +76,7 @@ def pck_figure(predictions: AllPredictions) -> Figure:
 
 
 def training_figure(logs: Mapping[str, pd.DataFrame], metric: str = "known_mpjpe_mm") -> Figure:
-    """The error on held-out users and, faint, on the training batches, over the crops seen, of `curve.csv` files.
+    """The error on held-out users and, faint, on those they learn from, over the crops seen, of `curve.csv` files.
 
     Runs with other seeds are left out: what they end with is in the table of seeds. Experiments without a name of their
     own in `METHOD_NAMES`, a reader's say, are there by the one they have.
@@ -85,20 +86,24 @@ def training_figure(logs: Mapping[str, pd.DataFrame], metric: str = "known_mpjpe
         name, seed = experiment_and_seed(run)
         if seed or metric not in log:  # the baseline's networks are judged otherwise
             continue
-        crops = log.crops / 1e6
-        style = {"color": METHOD_COLORS.get(name, "0.3"), "linestyle": "--" if name in _DASHED else "-"}
-        style["zorder"] = 3 - order / len(logs)  # of those that share a phase the first is seen
-        axes.plot(crops, log[metric].ewm(halflife=max(1, len(log) / 100)).mean(), alpha=0.3, lw=0.8, **style)
-        measured = log[f"validation_{metric}"].notna()
-        axes.plot(
-            crops[measured], log[f"validation_{metric}"][measured], lw=1.2, label=METHOD_NAMES.get(name, name), **style
-        )
+        color, dashes = METHOD_COLORS.get(name, "0.3"), "--" if name in _DASHED else "-"
+        style = {"linestyle": dashes, "zorder": 3 - order / len(logs)}  # of those that share a phase the first is seen
+        faint = 0.6 + 0.4 * np.array(to_rgb(color))  # not by alpha: those that lie on each other would add up
+        axes.plot(*_judged(log, f"train_{metric}"), lw=0.8, color=faint, **style)
+        label = METHOD_NAMES.get(name, name)
+        axes.plot(*_judged(log, f"validation_{metric}"), lw=1.2, color=color, label=label, **style)
     axes.set(xlabel="crops seen (millions)", ylabel="MPJPE (mm)", xlim=(0, None), yscale="log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
+
+
+def _judged(log: pd.DataFrame, column: str) -> tuple[pd.Series, pd.Series]:
+    """Crops seen (millions) where a training was judged, and how."""
+    errors = log[column].dropna()
+    return log.crops[errors.index] / 1e6, errors
 
 
 def pinch_distance_figure(methods: Sequence[Predictions], sequence: str, hand: int) -> Figure:

@@ -98,7 +98,8 @@ def robustness_table(sequences: Sequence[LabelledSequence], methods: Mapping[str
 
 def end_to_end(network: UmeTrack) -> Method:
     """A network as a method; it must be prepared for inference."""
-    return lambda sequences, models: track(network, HandStreams(sequences), models)[0]
+    device = next(network.parameters()).device
+    return lambda sequences, models: track(network, HandStreams(sequences, device), models)[0]
 
 
 def multistage(keypoints: KeypointSource) -> Method:

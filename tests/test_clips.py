@@ -1,32 +1,23 @@
 """Clips drawn from the cache: geometry stays true under augmentation, batches depend on seed and step alone."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_recording
+from tiny_runs import sequence_of
 
 from lib.cameras import Pinhole, PosedCamera
-from lib.clips import NO_AUGMENTATION, Augmentation, ClipSource, SkeletonNoise, warp_pinhole
-from lib.crop_cache import CACHE_SIZE, CropSequence, crop_sequence
+from lib.clips import NO_AUGMENTATION, TRUE_SKELETON, Augmentation, ClipSource, SkeletonNoise, warp_pinhole
+from lib.crop_cache import CACHE_SIZE
 from lib.crops import perturb
 from lib.errors import InputError
 from lib.hands import for_hand
 from lib.network import CROP_SIZE
-from lib.recordings import read_recording
 from lib.training import draw_examples
 from lib.transforms import apply
 
 PAIRS = [(hand, view) for hand in (0, 1) for view in (0, 1)]
-
-
-def sequence_of(folder: Path, frames: int) -> CropSequence:
-    """Crops of both hands in a tiny recording, each seen by two cameras in every frame."""
-    recording = read_recording(tiny_recording(frames).write(folder))
-    pictures = list(recording.images())
-    return crop_sequence(recording, lambda t, camera, box: pictures[t][camera][box[1] : box[3], box[0] : box[2]])
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +114,7 @@ def test_misinformed_clips_are_told_one_wrong_skeleton_each(sequences):
     torch.testing.assert_close(told.joint_rotation_axes.norm(dim=-1), torch.ones(900, 22))
     torch.testing.assert_close(turned.unflatten(0, batch.shape)[0], turned.unflatten(0, batch.shape)[2])
     assert wrong.hand_model is batch.hand_model
-    assert batch.misinformed(SkeletonNoise(), torch.Generator()) is batch
+    assert batch.misinformed(TRUE_SKELETON, torch.Generator()) is batch
     assert torch.equal(batch.told_model.skeleton_feature, true.skeleton_feature)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_recording
-from test_clips import sequence_of
+from tiny_runs import sequence_of
 from torch import nn
 from torch.nn.functional import grid_sample
 

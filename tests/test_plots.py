@@ -76,12 +76,15 @@ def test_pck_curves_carry_their_area():
 def test_training_curves():
     log = pd.DataFrame({"crops": 1e5 * np.arange(1, 11), "known_mpjpe_mm": np.linspace(50, 20, 10)})
     log["validation_known_mpjpe_mm"] = [np.nan] * 4 + [30.0] + [np.nan] * 4 + [25.0]
+    log["train_known_mpjpe_mm"] = log.validation_known_mpjpe_mm - 5.0
     figure = training_figure({"full": log, "full_seed1": log, "no_ftl": log, "no_sheets": log})
     assert lines(figure.axes[0]).keys() == {"full", "no FTL", "no_sheets"}
-    assert len(figure.axes[0].get_lines()) == 6  # training batches and held-out users of three runs
+    assert len(figure.axes[0].get_lines()) == 6  # the users they learn from and others, of three runs
     line = lines(figure.axes[0])["full"]
     np.testing.assert_allclose(line.get_xdata(), [0.5, 1.0])
     np.testing.assert_allclose(line.get_ydata(), [30.0, 25.0])
+    assert line.get_linewidth() > figure.axes[0].get_lines()[0].get_linewidth()
+    np.testing.assert_allclose(figure.axes[0].get_lines()[0].get_ydata(), [25.0, 20.0])
 
 
 def test_pinch_distance_breaks_where_the_hand_is_lost(rng):

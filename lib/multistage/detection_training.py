@@ -23,7 +23,7 @@ from lib.training import Losses, Task, TrainingConfig, draw_examples
 class DetectionTrainingConfig(TrainingConfig):
     """DetNet, its loss and its batches. Source: MEgATrack for the weights and the augmentation.
 
-    Deviation: Adam and half a cosine, as for all networks here, and fewer views per batch.
+    Deviation: Adam and half a cosine instead of SGD at a constant rate, and fewer views per batch.
     """
 
     network: DetNetConfig = field(default_factory=DetNetConfig)
@@ -54,7 +54,9 @@ class ViewSource:
 
     def __init__(self, sequences: Sequence[ViewSequence], device: torch.device | str = "cpu"):
         if not sequences:
-            raise InputError("no sequences of views: render them first with python -m lib render --split train")
+            raise InputError(
+                "no sequences of views: render them first with python -m lib render --split train --output DIR"
+            )
         self.device = torch.device(device)
         self.images, self.circles, self.landmarks_seen = (
             torch.from_numpy(np.concatenate([getattr(sequence, name) for sequence in sequences])).to(device)

@@ -28,7 +28,7 @@ class FitWeights(NamedTuple):
 
     distance: float = 0.04
     """Of squared relative distances in mm²."""
-    temporal: float = 20.0
+    temporal: float = 10.0
     """Of the squared change of the pose since the previous frame in rad² and dm²."""
     outlier_px: float = 2.0
 

@@ -46,7 +46,8 @@ class PriorConfig:
 class KeypointTrainingConfig(TrainingConfig):
     """KeyNet, its loss and its batches.
 
-    Deviation: Adam and small batches; MEgATrack takes SGD and batches of 256, more than CPU cores can afford.
+    Deviation: MEgATrack takes SGD at a constant rate and batches of 256, more than CPU cores can afford. Here
+    batches are small, the rate falls along half a cosine, and the experiments train by Muon.
     """
 
     network: KeyNetConfig = field(default_factory=KeyNetConfig)

@@ -48,7 +48,7 @@ EXTRAPOLATION_GAIN = 0.5
 CALIBRATION_FRAMES = 100
 """Of which those that show a hand to two cameras calibrate its scale. Source: MEgATrack."""
 
-MIN_CONFIDENCE = 0.65
+MIN_CONFIDENCE = 0.69
 """Mean confidence of the keypoints below which a hand in a crop of the tracker's own is lost: 99 % of the hands of
 held-out training users are above it (tables/hand_confidence.csv). Deviation: the source names no such test; without it
 what is no hand is followed for as long as its keypoints fit one."""

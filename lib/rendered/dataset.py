@@ -77,7 +77,7 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile("smoke", 3, 1, 2, train_sequences=3, extra_sequences=3, test_sequences=8, frames=30),
-        Profile("reference", 44, 132, 9, train_sequences=11, extra_sequences=3, test_sequences=8, frames=120),
+        Profile("reference", 44, 132, 9, train_sequences=22, extra_sequences=6, test_sequences=8, frames=120),
     )
 }
 

@@ -1,7 +1,7 @@
 """A scene: the camera rig and everything that `lib.rendered.raster` needs to draw the frames of one sequence.
 
 World: metres, y up, the floor at y = 0 (as `lib.rendered.motion`). Headset: x right through the two front cameras, y
-down, z forward. The rig of spec/conventions.md is already in these axes: hands of the real clip project into its views
+down, z forward. The typical rig is in these axes: hands of the real clip project into its views
 only with y down, and hang upright when the views are turned by the mounting angles.
 """
 
@@ -56,7 +56,7 @@ class Rig:
 
 
 def nominal_rig() -> Rig:
-    """The typical rig. Source: spec/conventions.md, Cameras; their roll measured (and rounded) on the real clip."""
+    """The typical rig; the roll of its cameras measured (and rounded) on the captured clip."""
     forward = np.array(_OPTICAL_AXES)
     right = np.array(_IMAGE_RIGHT)
     rotation = torch.tensor(np.stack((right, np.cross(forward, right), forward), axis=-1))

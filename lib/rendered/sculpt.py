@@ -6,7 +6,6 @@ is a tube of 12 columns on the end of the palm, the thumb one on a hole in its s
 bends and where a nail begins and ends, so that fewer than 4,000 triangles suffice.
 
 Everything here is in millimetres of the mean hand, in the rest frame of `lib.rendered.shape`; the asset is in metres.
-Source: spec/synthetic_data.md (Hand).
 """
 
 from __future__ import annotations

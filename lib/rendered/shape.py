@@ -6,8 +6,6 @@ thickness, palm, joint axes and overall size.
 
 Rest frame of the left hand: origin in the wrist, x towards the fingers, y out of the back of the hand, z towards the
 thumb. Positive angles flex a finger, abduct it towards the thumb, and oppose the thumb.
-
-Source: spec/conventions.md (Hand model), spec/synthetic_data.md (Hand).
 """
 
 from __future__ import annotations
@@ -130,7 +128,7 @@ def user_hand(user: int, seed: int = 0) -> HandModel:
 
     Most of the variation is the overall scale, spread evenly over `SCALE_RANGE` in each group of users; bone lengths,
     thickness, palm and joint axes vary on top, so that no scaled mean hand fits.
-    Raises ValueError for an unknown user. Source: spec/synthetic_data.md (Hand).
+    Raises ValueError for an unknown user.
     """
     return _hand(_user_variation(user, seed))
 

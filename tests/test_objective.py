@@ -1,0 +1,158 @@
+"""What is learnt: terms are what the equations say, and each phase trains on what it should."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, tiny_network
+from tiny_runs import CONFIG, WEIGHTS, made_up_data, run, sequence_of
+
+from lib.clips import NO_AUGMENTATION, TRUE_SKELETON, ClipSource, SkeletonNoise
+from lib.hands import for_hand
+from lib.losses import LossWeights, pinch_loss, temporal_loss
+from lib.network import TemporalState
+from lib.objective import ClipData, ClipLearner, ClipTraining, ClipTrainingConfig, clip_features
+from lib.rendered.shape import generic_hand
+from lib.training import Run, draw_examples
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> ClipData:
+    return made_up_data(tmp_path_factory.mktemp("recording"))
+
+
+@pytest.fixture
+def batch(data):
+    clips, generator = draw_examples(data.train.clips(4), 3, seed=0, step=0)
+    return data.train.batch(clips, 4, NO_AUGMENTATION, generator)
+
+
+def test_overfits_a_clip(data, tmp_path):
+    source = ClipSource([sequence_of(tmp_path, 4)])
+    source.labels["views"][:, 1] = 0  # the left hand only: one clip
+    one = ClipData(source, source, "one clip")
+    steps = {"steps": 500, "pose_steps": 500, "validation_every": 500}
+    training = run(tmp_path / "run", one, **steps, hands=4, learning_rate=4e-3, warmup_steps=10)
+    training.train(tmp_path / WEIGHTS)
+    assert training.log[-1]["known_mpjpe_mm"] < 2.0
+
+
+def test_terms_are_those_of_the_equations(batch):
+    torch.manual_seed(0)
+    network = tiny_network()
+    learner = ClipLearner(network, generic_hand())
+    with torch.no_grad():
+        losses = {
+            name: learner(batch, LossWeights(temporal=temporal, pinch=pinch, unknown=0.0)).total
+            for name, temporal, pinch in (
+                ("pose", 0.0, 0.0),
+                ("temporal", 0.05, 0.0),
+                ("pinch", 0.0, 0.4),
+                ("all", 0.05, 0.4),
+            )
+        }
+        prediction = network.known(clip_features(network, batch), batch.crops, batch.hand_model)
+    angles = prediction.joint_angles.unflatten(0, batch.shape)
+    wrists = prediction.world_from_wrist.unflatten(0, batch.shape)
+    landmarks = batch.hand_model.landmarks(
+        prediction.joint_angles, for_hand(prediction.world_from_wrist, batch.crops.hand)
+    )
+    temporal = 0.05 * temporal_loss(angles, wrists).mean()
+    pinch = 0.4 * pinch_loss(landmarks, batch.pinch.flatten()).mean()
+    assert temporal > 0
+    torch.testing.assert_close(losses["temporal"] - losses["pose"], temporal, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(losses["pinch"] - losses["pose"], pinch, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(losses["all"] - losses["pose"], temporal + pinch, rtol=1e-4, atol=1e-5)
+
+
+def test_unknown_term_counts_two_view_hands_only(batch):
+    network = tiny_network()
+    learner = ClipLearner(network, generic_hand())
+    weights = LossWeights(unknown=1.0)
+    single = replace(batch, crops=replace(batch.crops, two_views=torch.zeros_like(batch.crops.two_views)))
+    with torch.no_grad():
+        assert not any(name.startswith("unknown") for name in learner(single, weights).terms)
+        both = learner(batch, weights)
+    torch.testing.assert_close(both.total, both.terms["known_loss"] + both.terms["unknown_loss"])
+
+
+def test_clip_state_is_carried_frame_by_frame(batch):
+    """Running a clip at once equals tracking it one frame after the other."""
+    network = tiny_network()
+    frames, clips = batch.shape
+    with torch.no_grad():
+        at_once = clip_features(network, batch).unflatten(0, (frames, clips))
+        state = TemporalState.untracked(clips)
+        for frame in range(frames):
+            rows = slice(frame * clips, (frame + 1) * clips)
+            features, state = network.features(batch.crops[rows], state)
+            torch.testing.assert_close(at_once[frame], features, rtol=1e-4, atol=1e-5)
+
+
+def test_phases_and_schedule():
+    config = replace(CONFIG, pose_steps=5, steps=10, learning_rate=1.0, second_learning_rate=0.1, warmup_steps=4)
+    assert config.weights_at(4) == replace(config.weights, temporal=0.0, pinch=0.0)
+    assert config.weights_at(5) == config.weights
+    rates = [config.learning_rate_at(step) for step in range(11)]
+    assert rates[0] == pytest.approx(0.25)
+    assert rates[4] == pytest.approx(0.5 + 0.5 * np.cos(0.8 * np.pi))
+    assert rates[5:] == pytest.approx([0.1 * rate for rate in (*rates[:5], 0.0)], abs=1e-7)
+    constant = replace(config, schedule="constant")
+    assert [constant.learning_rate_at(step) for step in (0, 3, 5, 10)] == pytest.approx([0.25, 1.0, 0.025, 0.1])
+    assert (config.lasting(40).steps, config.lasting(40).pose_steps) == (40, 20)
+
+
+def test_the_second_phase_keeps_the_batch_statistics_of_the_first(data, tmp_path):
+    training = run(tmp_path / "run", data)
+
+    def changed_by_a_step() -> list[tuple[bool, bool]]:
+        norms = [m for m in training.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        before = [(norm.running_mean.clone(), norm.weight.detach().clone()) for norm in norms]
+        training.one_step()
+        pairs = zip(norms, before, strict=True)
+        return [(not torch.equal(n.running_mean, mean), not torch.equal(n.weight, scale)) for n, (mean, scale) in pairs]
+
+    assert all(mean and scale for mean, scale in changed_by_a_step())
+    while training.step < CONFIG.pose_steps:
+        training.one_step()
+    assert all(scale and not mean for mean, scale in changed_by_a_step())
+
+
+@pytest.mark.parametrize("noise", [SkeletonNoise(), TRUE_SKELETON])
+def test_both_phases_are_told_skeletons_as_wrong_as_asked(data, noise):
+    config = replace(CONFIG, told=noise)
+    for step in (CONFIG.pose_steps - 1, CONFIG.pose_steps):
+        batch = ClipTraining(config, data, generic_hand()).batch(step, rank=0, processes=1)
+        told, true = batch.told_model.skeleton_feature, batch.hand_model.skeleton_feature
+        assert torch.equal(told, true) == (noise == TRUE_SKELETON)
+
+
+def test_each_phase_has_an_augmentation_of_its_own(data):
+    rolled = replace(NO_AUGMENTATION, roll=0.5)
+    config = replace(CONFIG, second_augmentation=rolled, occluded=0.0)
+
+    def cameras(config: ClipTrainingConfig, step: int) -> torch.Tensor:
+        return ClipTraining(config, data, generic_hand()).batch(step, 0, 1).crops.camera_from_world
+
+    for step, augmentation in ((0, NO_AUGMENTATION), (CONFIG.pose_steps, rolled)):
+        alone = replace(config, augmentation=augmentation, second_augmentation=augmentation)
+        assert torch.equal(cameras(config, step), cameras(alone, step))
+    assert not torch.equal(
+        cameras(config, CONFIG.pose_steps), cameras(replace(config, pose_steps=12), CONFIG.pose_steps)
+    )
+
+
+def test_the_second_phase_begins_with_what_the_first_has_learnt(data, tmp_path):
+    def error(training: Run) -> float:
+        """Of the first phase's clips, one frame long, so that there is nothing to remember."""
+        with torch.no_grad():
+            losses = training.module.eval()(training.task.batch(0, 0, 1), CONFIG.weights_at(0))
+        return float(losses.terms["known_mpjpe_mm"])
+
+    first = run(tmp_path / "no_temporal", data, pose_clip_frames=1, network=replace(TINY, temporal_module=False))
+    while first.step < CONFIG.pose_steps:
+        first.one_step()
+    second = run(tmp_path / "full", data, pose_clip_frames=1)
+    assert (second.step, second.network.config.temporal_module) == (CONFIG.pose_steps, True)
+    assert error(second) == pytest.approx(error(first), rel=0.02)

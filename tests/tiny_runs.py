@@ -1,0 +1,37 @@
+"""Tiny trainings: crops of a made-up recording, a configuration that takes seconds, and runs of it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from conftest import TINY, tiny_recording
+
+from lib.clips import NO_AUGMENTATION, TRUE_SKELETON, ClipSource
+from lib.crop_cache import CropSequence, crop_sequence
+from lib.objective import ClipData, ClipTraining, ClipTrainingConfig
+from lib.recordings import read_recording
+from lib.rendered.shape import generic_hand
+from lib.training import Run
+
+CONFIG = ClipTrainingConfig(
+    network=TINY, augmentation=NO_AUGMENTATION, told=TRUE_SKELETON, pose_steps=6, steps=12, hands=8, pose_clip_frames=4,
+    clip_frames=4, warmup_steps=2, precision="float32", compiled=False, validation_every=6, validation_hands=8,
+)  # fmt: skip
+WEIGHTS = "weights.safetensors"
+
+
+def sequence_of(folder: Path, frames: int) -> CropSequence:
+    """Crops of both hands in a tiny recording, each seen by two cameras in every frame."""
+    recording = read_recording(tiny_recording(frames).write(folder))
+    pictures = list(recording.images())
+    return crop_sequence(recording, lambda t, camera, box: pictures[t][camera][box[1] : box[3], box[0] : box[2]])
+
+
+def made_up_data(folder: Path, device: str = "cpu") -> ClipData:
+    """Both hands in six frames, to learn from and to be judged by."""
+    source = ClipSource([sequence_of(folder, 6)], device)
+    return ClipData(source, source, "made up")
+
+
+def run(folder: Path, data: ClipData, **changes) -> Run:
+    """A run in the folder; runs beside it share a first phase with it."""
+    return Run(folder, ClipTraining(replace(CONFIG, **changes), data, generic_hand()), "cpu")
