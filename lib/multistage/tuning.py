@@ -20,8 +20,9 @@ CANDIDATES = {
     "outlier_px": (1.0, 2.0, 4.0),
 }
 """No larger temporal weight: from 50 on the fit lags more than 0.5 mm behind true keypoints that move 5 mm a frame,
-though 400 has less error (1 %) and less jitter (15 %) with KeyNet's. No larger `outlier_px`: at 8 one keypoint that is
-60 px off moves the other fingers by 2.6 mm in the median, for 0.02 mm less error elsewhere."""
+though 400 had less error (1 %) and less jitter (15 %) with the keypoints of an earlier KeyNet. No larger `outlier_px`:
+at 8 one keypoint that is 60 px off moves the other fingers by 2.6 mm in the median, for 0.02 mm less error
+elsewhere."""
 BELOW_PERCENT = (0.1, 0.5, 1.0, 2.0, 5.0, 50.0)
 
 
