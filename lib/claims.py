@@ -22,6 +22,7 @@ from lib.tables import (
     ABLATION,
     BASELINE,
     CASES,
+    MAIN_PROTOCOLS,
     MPJPA,
     MPJPE,
     MULTISTAGE,
@@ -40,7 +41,6 @@ from lib.tables import (
 SMALL_COST = 0.03
 """The paper's costs called small are of 0 to 2 %."""
 UNITS = {MPJPE: "mm", MPJPA: "mm/frame²", "precision_percent": "%", "recall_percent": "%"}
-PROTOCOLS = ("separate_hand", "hand_hand")
 Than = Literal["lower", "higher", "hardly higher"]
 OCCLUDED = ("full_temporal_loss", "no_temporal_temporal_loss")
 """With and without the temporal module, trained with the same losses."""
@@ -108,8 +108,8 @@ def multistage_claims(predictions: AllPredictions, cells: Cells) -> list[Verdict
             first, second = (_case(method, skeleton, protocol, metric) for method in (TEMPORAL, BASELINE))
             claim = f"end-to-end has less {name} than multi-stage ({skeleton} skeleton, {protocol})"
             verdicts.append(compare(cells, claim, numbers, first, second))
-    verdicts += [_unknown_claim(cells, protocol) for protocol in PROTOCOLS]
-    return verdicts + [_crossing_claim(predictions, protocol) for protocol in PROTOCOLS]
+    verdicts += [_unknown_claim(cells, protocol) for protocol in MAIN_PROTOCOLS]
+    return verdicts + [_crossing_claim(predictions, protocol) for protocol in MAIN_PROTOCOLS]
 
 
 def _unknown_claim(cells: Cells, protocol: str) -> Verdict:

@@ -24,7 +24,7 @@ from lib.recordings import FRAMES_PER_SECOND, Recording
 from lib.tracking import HANDS, HandLabels, make_crops, true_keypoints
 from lib.transforms import acceleration
 
-PROTOCOLS = ("separate_hand", "hand_hand", "occlusion")
+SHOWN_PROTOCOLS = ("separate_hand", "hand_hand", "occlusion")
 JOINT_NAMES = tuple(
     f"{finger} {joint}"
     for finger in FINGERS

@@ -31,7 +31,9 @@ SMOOTHED = tuple(itertools.chain(*((target, name) for name, target in FILTERED.i
 """Networks trained to be smooth, each before the filter tuned to its jitter."""
 REPEATED = ("no_temporal", "full", TEMPORAL)
 """Experiments that were trained with several seeds."""
-CASES = tuple((s, p) for s in ("known", "unknown") for p in ("separate_hand", "hand_hand"))
+MAIN_PROTOCOLS = ("separate_hand", "hand_hand")
+"""Those of the paper's tables."""
+CASES = tuple((s, p) for s in ("known", "unknown") for p in MAIN_PROTOCOLS)
 """Skeleton and protocol of the columns of the paper's Table 3."""
 
 PAPER_TABLE_2 = {
@@ -206,7 +208,7 @@ def training_table(predictions: AllPredictions, profile: str) -> pd.DataFrame:
     """What trained networks reach on test users, with 95 % intervals, and what their training took, on what machine."""
     rows = []
     for (experiment, skeleton), made in predictions.items():
-        for protocol in ("separate_hand", "hand_hand"):
+        for protocol in MAIN_PROTOCOLS:
             chosen, case = made.only(protocol=protocol), {"skeleton": skeleton, "protocol": protocol}
             error = interval(chosen.errors())
             case |= {MPJPE: error.value, "low": error.low, "high": error.high, MPJPA: chosen.jitter().mean}
