@@ -126,7 +126,7 @@ def search(options: argparse.Namespace) -> None:
 
 
 def tune(options: argparse.Namespace) -> None:
-    """Tune on held-out training users what the methods leave open, and print the tables."""
+    """Tune on validation users what the methods leave open, and print the tables."""
     data = options.data or ROOT / "data" / options.profile
     tables = tune_methods(options.profile, data, options.device, options.names)
     for table in tables.values():
@@ -139,14 +139,17 @@ def report(options: argparse.Namespace) -> None:
 
 
 def describe(tracks: Tracks) -> str:
-    """The metrics of a tracked recording, a line each."""
-    tracked, true, valid = tracks.tracked_keypoints, tracks.gt_keypoints, tracks.valid_tracking
-    lines = [
-        f"tracked hand-frames     {valid.sum()} of {valid.size}",
-        f"MPJPE                   {mpjpe(tracked, true, valid):.2f} mm",
-        f"MPJPA (labels: {mpjpa(true, valid):5.2f})   {mpjpa(tracked, valid):.2f} mm/frame²",
-        f"PCK-AUC (0..50 mm)      {auc(pck(tracked, true, valid)):.1f} %",
-    ]
+    """The metrics of a tracked recording, a line each; those that need labels where hands are labelled."""
+    tracked, true, valid, judged = tracks.tracked_keypoints, tracks.gt_keypoints, tracks.valid_tracking, tracks.judged
+    lines = [f"tracked hand-frames     {valid.sum()} of {valid.size}"]
+    if judged.any():
+        lines += [
+            f"MPJPE                   {mpjpe(tracked, true, judged):.2f} mm",
+            f"MPJPA (labels: {mpjpa(true, judged):5.2f})   {mpjpa(tracked, judged):.2f} mm/frame²",
+            f"PCK-AUC (0..50 mm)      {auc(pck(tracked, true, judged)):.1f} %",
+        ]
+    else:
+        lines.append("no tracked hand is labelled: there is nothing to compare with")
     if tracks.scale is not None:
         lines.append(f"scale of generic hand   {tracks.scale:.4f}")
     return "\n".join(lines)
@@ -262,7 +265,7 @@ def _add_search(commands) -> None:
 
 
 def _add_tune(commands) -> None:
-    command = commands.add_parser("tune", help="tune on held-out training users what the methods leave open")
+    command = commands.add_parser("tune", help="tune on validation users what the methods leave open")
     command.set_defaults(run=tune)
     command.add_argument(
         "names", nargs="*", help="one_euro, fit_weights, hand_confidence, pinch_thresholds (default: all)"

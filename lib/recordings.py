@@ -34,8 +34,9 @@ _LIMITED_RANGE = np.clip((np.arange(256) - 16) * 255 // 219, 0, 255).astype(np.u
 class Recording:
     """Cameras, hand and labels of a recording; the images stay in the video. Metres, radians, float64.
 
-    A frame whose headset was not tracked has no labels. `world_from_wrist` holds stored, unmirrored transforms: pose
-    the right hand through `hands.for_hand`. `pinch` exists in recordings of this project only.
+    A frame whose headset was not tracked is not `posed` (None: all are), and has no labels. `world_from_wrist` holds
+    stored, unmirrored transforms: pose the right hand through `hands.for_hand`. `pinch` exists in recordings of this
+    project only.
     """
 
     video: Path
@@ -47,6 +48,7 @@ class Recording:
     world_from_wrist: Float[Tensor, "frames 2 4 4"]
     labelled: Bool[Tensor, "frames 2"]
     pinch: Bool[Tensor, "frames 2"] | None = None
+    posed: Bool[Tensor, "frames"] | None = None
 
     def __len__(self) -> int:
         return len(self.joint_angles)
@@ -139,6 +141,7 @@ def read_recording(video: Path) -> Recording:
             world_from_wrist=_scaled(_identity_where(wrists, ~labelled), 1 / MM),
             labelled=labelled,
             pinch=pinch,
+            posed=posed.all(dim=1),
         )
 
 

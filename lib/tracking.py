@@ -47,15 +47,21 @@ class HandLabels:
 
 @dataclass(frozen=True)
 class Tracks:
-    """Tracked and true landmarks of a recording, mm in the world; zero where `valid` is False.
+    """Tracked and true landmarks of a recording, mm in the world; zero where `valid_tracking` is False.
 
-    `scale` is the calibrated factor of the generic hand, None for a known skeleton.
+    True ones are NaN where a hand was tracked that has no label. `scale` is the calibrated factor of the generic hand,
+    None for a known skeleton.
     """
 
     tracked_keypoints: Float[np.ndarray, "2 frames 21 3"]
     gt_keypoints: Float[np.ndarray, "2 frames 21 3"]
     valid_tracking: Bool[np.ndarray, "2 frames"]
     scale: float | None = None
+
+    @property
+    def judged(self) -> Bool[np.ndarray, "2 frames"]:
+        """Where a hand was tracked and is labelled."""
+        return self.valid_tracking & np.isfinite(self.gt_keypoints).all(axis=(-2, -1))
 
     def save(self, path: Path) -> None:
         """Write an .npz with one array per field, under its final name only when complete."""

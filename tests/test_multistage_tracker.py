@@ -92,6 +92,22 @@ def test_own_crops_follow_the_detected_hands(recording):
     assert np.median(errors_mm(tracks)) < 1.0
 
 
+def test_unlabelled_hands_are_tracked_with_own_crops(recording):
+    """As labelled ones are; there is no truth beside them, and where the headset was lost they are, too."""
+    labelled = MultistageTracker(labelled_keypoints, labelled_circles).track_known(recording, recording.hand_model)
+    tracker = MultistageTracker(
+        lambda questions: labelled_keypoints([replace(question, recording=recording) for question in questions]),
+        lambda _, *seen: labelled_circles(recording, *seen),
+    )
+    posed, nobody = torch.arange(FRAMES) != 3, torch.zeros_like(recording.labelled)
+    tracks = tracker.track_known(replace(recording, labelled=nobody, posed=posed), recording.hand_model)
+    assert not tracks.valid_tracking[:, 3].any()
+    assert not tracks.judged.any()
+    assert tracks.valid_tracking[:, :3].tolist() == labelled.valid_tracking[:, :3].tolist()
+    np.testing.assert_array_equal(tracks.tracked_keypoints[:, :3], labelled.tracked_keypoints[:, :3])
+    assert np.isnan(tracks.gt_keypoints[tracks.valid_tracking]).all()
+
+
 def test_the_scale_of_an_unknown_hand(recording):
     smaller = recording.hand_model.scaled(1 / 1.1)
     tracks = MultistageTracker(labelled_keypoints).track_unknown(recording, smaller)
@@ -108,7 +124,7 @@ def test_a_scale_needs_frames_with_two_views(recording):
 @pytest.mark.parametrize("labels", [FRAMES - 1, FRAMES + 1])
 def test_a_video_of_another_length_is_refused(recording, labels):
     frames = torch.arange(labels).clamp(max=FRAMES - 1)
-    names = ("world_from_camera", "joint_angles", "world_from_wrist", "labelled")
+    names = ("world_from_camera", "joint_angles", "world_from_wrist", "labelled", "posed")
     other = replace(recording, **{name: getattr(recording, name)[frames] for name in names})
     with pytest.raises(InputError, match=f"its json labels {labels}"):
         MultistageTracker(labelled_keypoints).track_known(other, recording.hand_model)

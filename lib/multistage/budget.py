@@ -40,10 +40,10 @@ def error_budget(footage: Sequence[Footage], cases: Mapping[str, Stages]) -> pd.
         seen = footage if detector is None else [Footage(one.recording) for one in footage]
         tracked[name] = MultistageTracker(keypoints, detector).track_all(seen, models)
     by_recording = zip(*tracked.values(), strict=True)
-    always = [np.logical_and.reduce([one.valid_tracking for one in cases]) for cases in by_recording]
+    always = [np.logical_and.reduce([one.judged for one in cases]) for cases in by_recording]
     rows = []
     for name, tracks in tracked.items():
         error = error_of([one.tracked_keypoints for one in tracks], [one.gt_keypoints for one in tracks], always)
-        found = sum(int(one.valid_tracking.sum()) for one in tracks)
+        found = sum(int(one.judged.sum()) for one in tracks)
         rows.append({"stages": name, "mpjpe_mm": error.mean, "found_percent": 100 * found / labelled})
     return pd.DataFrame(rows)

@@ -50,7 +50,7 @@ CALIBRATION_FRAMES = 100
 
 MIN_CONFIDENCE = 0.69
 """Mean confidence of the keypoints below which a hand in a crop of the tracker's own is lost: 99 % of the hands of
-held-out training users are above it (tables/hand_confidence.csv). Deviation: the source names no such test; without it
+validation users are above it (tables/hand_confidence.csv). Deviation: the source names no such test; without it
 what is no hand is followed for as long as its keypoints fit one."""
 SIDE_BY_SIDE = 8
 """Recordings that are tracked together: their crops are one batch, and their videos are open at once."""
@@ -130,7 +130,7 @@ class MultistageTracker:
         self.keypoints, self.detector, self.weights, self.stage = keypoints, detector, weights, stage
 
     def track_known(self, recording: Recording, model: HandModel) -> Tracks:
-        """Track with a known skeleton, `model`; valid where a labelled hand was found."""
+        """Track with a known skeleton, `model`; valid where a hand was found, with crops of its own labelled or not."""
         return self.track_all([Footage(recording)], [model])[0]
 
     def calibrate_scale(self, recording: Recording, generic: HandModel) -> float:
@@ -201,6 +201,9 @@ class MultistageTracker:
         memory, fits = Memory.empty(), []
         scale = hand_scale(model)
         for images, frame in zip(footage.pictures(), range(frames), strict=False):
+            if footage.recording.posed is not None and not footage.recording.posed[frame]:
+                memory = Memory.empty()
+                continue
             expected, cameras = memory.expectation(), footage.recording.cameras(frame)
             with self.stage("crops"):
                 look, pictures = self._look(footage, frame, images, model, expected)
@@ -268,7 +271,8 @@ def _tracks(recording: Recording, model: HandModel, fits: Sequence[FrameFit]) ->
     tracked = np.zeros((HANDS, len(recording), NUM_LANDMARKS, 3))
     valid = np.zeros((HANDS, len(recording)), bool)
     for fit in fits:
-        found = fit.fitted.found & recording.labelled[fit.frame, fit.hands]
+        found = fit.fitted.found
         tracked[fit.hands[found], fit.frame] = fit.fitted.pose[found].landmarks(model).numpy() * MM
         valid[fit.hands[found], fit.frame] = True
-    return Tracks(tracked, np.where(valid[..., None, None], true_keypoints(recording), 0.0), valid)
+    true = np.where(recording.labelled.T.numpy()[..., None, None], true_keypoints(recording), np.nan)
+    return Tracks(tracked, np.where(valid[..., None, None], true, 0.0), valid)
