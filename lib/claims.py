@@ -41,6 +41,8 @@ from lib.tables import (
 SMALL_COST = 0.03
 """The paper's costs called small are of 0 to 2 %."""
 UNITS = {MPJPE: "mm", MPJPA: "mm/frame²", "precision_percent": "%", "recall_percent": "%"}
+OPPOSITE = "the opposite is the case"
+VERDICTS = ("holds", "opposite", "not shown")
 Than = Literal["lower", "higher", "hardly higher"]
 OCCLUDED = ("full_temporal_loss", "no_temporal_temporal_loss")
 """With and without the temporal module, trained with the same losses."""
@@ -68,12 +70,27 @@ def listed(verdicts: Sequence[Verdict]) -> pd.DataFrame:
 
 
 def described(claims: pd.DataFrame) -> str:
-    """Claims as text, their verdicts in front."""
+    """Claims as text, their verdicts in front, what the paper and we say about each in a line of its own."""
     lines = []
-    for row in claims.itertuples():
-        lines.append(f"{'holds' if row.holds else 'DOES NOT HOLD':>13}  {row.claim}")
-        lines.append(f"{'':15}paper: {row.paper}; ours: {row.ours}")
+    for row, verdict in zip(claims.itertuples(), verdict_names(claims), strict=True):
+        lines.append(f"{verdict:>9}  {row.claim}")
+        lines += [f"{'':11}{name}: {text}" for name, text in (("paper", row.paper), ("ours ", row.ours))]
     return "\n".join(lines)
+
+
+def verdict_names(claims: pd.DataFrame) -> pd.Series:
+    """The verdict on each claim: it holds, the opposite does, or our recordings do not show either."""
+    refuted = claims.ours.str.endswith(OPPOSITE)
+    return pd.Series(np.select([claims.holds, refuted], [*VERDICTS[:2]], VERDICTS[2]), claims.index)
+
+
+def counted(claims: pd.DataFrame) -> str:
+    """How many claims hold, how many do not, in words."""
+    count = verdict_names(claims).value_counts().reindex(VERDICTS, fill_value=0)
+    return (
+        f"{count['holds']} of {len(claims)} claims hold, of {count['opposite']} the opposite is the case, "
+        f"{count['not shown']} are not shown"
+    )
 
 
 def ablation_claims(cells: Cells) -> list[Verdict]:
@@ -183,7 +200,7 @@ def _verdict(claim: str, paper: str, ours: str, change: Interval, limit: float =
     below, beyond = change.high < limit, change.low > limit
     holds, opposite = (beyond, below) if above else (below, beyond)
     undecided = f"the interval holds {limit:.2g}" if np.isfinite(change.value) else "there is nothing to compare"
-    why = "" if holds else "; the opposite is the case" if opposite else f"; undecided, {undecided}"
+    why = "" if holds else f"; {OPPOSITE}" if opposite else f"; undecided, {undecided}"
     return Verdict(claim, paper, ours + why, bool(holds))
 
 
@@ -199,6 +216,8 @@ def _crossing_claim(predictions: AllPredictions, protocol: str) -> Verdict:
     extremes = {"lowest": np.argmin(values), "highest": np.argmax(values)}
     shown = ", ".join(f"{name} {lead[k]} % at {PCK_THRESHOLDS_MM[k]:g} mm" for name, k in extremes.items())
     why = "" if holds else "; no crossing: " + ("never behind" if not len(behind) else "not ahead at larger thresholds")
+    if len(behind) and not len(ahead):
+        why += f", behind up to {PCK_THRESHOLDS_MM[behind[-1]]:g} mm; {OPPOSITE}"
     return Verdict(
         f"fewer outliers, less precise localisation than multi-stage ({protocol})",
         "the PCK curves cross" + (" at 9.5 mm" if protocol == "separate_hand" else ""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
@@ -60,10 +61,10 @@ def track(options: argparse.Namespace) -> None:
             tracks = tracker.track_known(recording, recording.hand_model)
         else:
             tracks = tracker.track_unknown(recording, generic, options.calibration_samples)
-    if options.overlay:
-        write_overlay(recording, tracks, options.overlay)
     tracks.save(options.output)
     print(describe(tracks))
+    if options.overlay:
+        write_overlay(recording, tracks, options.overlay)
 
 
 def _is_multistage(options: argparse.Namespace) -> bool:
@@ -233,7 +234,9 @@ def _add_render(commands) -> None:
     )
     command.add_argument("--split", choices=("train", "test"), help="default: both")
     command.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes (default: one per core)")
-    command.add_argument("--scale", type=float, default=1.0, help="sequences per user, as a multiple of the profile's")
+    command.add_argument(
+        "--scale", type=_above_zero, default=1.0, help="sequences per user, as a multiple of the profile's"
+    )
 
 
 def _add_train(commands) -> None:
@@ -242,11 +245,13 @@ def _add_train(commands) -> None:
     command.add_argument("experiment", help=f"one of {', '.join(EXPERIMENTS)}")
     command.add_argument("--profile", default="reference", help="smoke or reference")
     command.add_argument("--data", type=Path, help="folder of the rendered dataset (default: data/PROFILE)")
-    command.add_argument("--minutes", type=float, help="train as long as this takes, instead of the profile's steps")
+    command.add_argument(
+        "--minutes", type=_above_zero, help="train as long as this takes, instead of the profile's steps"
+    )
     command.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     command.add_argument("--seed", type=int, default=0, help="another one trains EXPERIMENT_seedN")
     command.add_argument("--compile", action=argparse.BooleanOptionalAction, help="compile the convolutions")
-    command.add_argument("--device", default=_fastest_device())
+    command.add_argument("--device", type=_device, default=_fastest_device())
 
 
 def _add_experiments(commands) -> None:
@@ -310,13 +315,27 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above zero, got {text}")
+    return value
+
+
 def _fastest_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _device(text: str) -> str:
     try:
-        torch.empty(0, device=text)
+        device = torch.device(text)
+        if device.type != "cuda":
+            torch.empty(0, device=device)
+        elif (device.index or 0) >= torch.cuda.device_count():  # asked without taking memory there
+            raise RuntimeError(f"there are {torch.cuda.device_count()} GPUs")
     except (RuntimeError, AssertionError) as error:
         raise argparse.ArgumentTypeError(f"no device {text} here: {str(error).splitlines()[0]}") from error
     return text

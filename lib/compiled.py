@@ -9,9 +9,14 @@ def compiled(function):
     """Compile with numba: cached on disk, without the interpreter's lock, exact arithmetic (no fastmath).
 
     Division by zero gives infinities as in NumPy, which lets loops be vectorised. Where the import hook of jaxtyping
-    has wrapped the function in checks, the function inside is compiled.
+    has wrapped the function in checks, the function inside is compiled. Where no folder may be written, it is compiled
+    anew by every process.
     """
-    return njit(cache=True, nogil=True, error_model="numpy")(inspect.unwrap(function))
+    function, options = inspect.unwrap(function), {"nogil": True, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:
+        return njit(**options)(function)
 
 
 def inlined(function):

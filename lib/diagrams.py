@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lib.cameras import Pinhole, PosedCamera
 from lib.clips import NO_AUGMENTATION, Augmentation, ClipBatch, ClipSource
-from lib.figures import PAGE_WIDTH
+from lib.figures import PAGE_WIDTH, TRACKED_COLOR, TRUE_COLOR, use_log_scale
 from lib.files import MM
 from lib.hands import SKELETON_EDGES, HandModel
 from lib.network import CROP_SIZE, MEMORY_CHANNELS, Crops, TemporalState, UmeTrack
@@ -132,7 +132,7 @@ def _memory(axes: Axes, box: _Box) -> None:
     top = box.y + box.height / 2
     loop = _line((box.x + 0.4, top), (box.x - 0.4, top), "arc3,rad=1.1")
     axes.add_patch(loop)
-    label = f"memory {MEMORY_CHANNELS}×6×6, FTL\nto the camera of now"
+    label = f"hidden state {MEMORY_CHANNELS}×6×6, by\nFTL to the current camera"
     axes.text(box.x - 0.62, top + 0.42, label, ha="right", va="center", fontsize=6.5, linespacing=1.15)
 
 
@@ -149,7 +149,7 @@ def parameters(module: nn.Module) -> int:
 
 
 def loss_figure(batch: ClipBatch, predicted: Float[Tensor, "hands 21 3"], true: Float[Tensor, "hands 21 3"]) -> Figure:
-    """A clip with its true (blue) and predicted (orange) hand drawn in, the error of every frame above it."""
+    """A clip with its true (green) and predicted (orange) hand drawn in, the error of every frame above it."""
     frames, clips = batch.shape
     clip = int(batch.crops.two_views.unflatten(0, (frames, clips)).all(dim=0).nonzero()[0])
     figure, grid = plt.subplots(1, frames, figsize=(PAGE_WIDTH, 1.15))
@@ -157,8 +157,8 @@ def loss_figure(batch: ClipBatch, predicted: Float[Tensor, "hands 21 3"], true: 
         row = frame * clips + clip
         camera = _crop_camera(batch.crops, row)
         _show_crop(axes, batch.crops, row)
-        _draw_hand(axes, camera.project(true[row]), "#56B4E9")
-        _draw_hand(axes, camera.project(predicted[row]), "#E69F00")
+        _draw_hand(axes, camera.project(true[row]), TRUE_COLOR)
+        _draw_hand(axes, camera.project(predicted[row]), TRACKED_COLOR)
         axes.set_title(f"{MM * float((predicted[row] - true[row]).norm(dim=-1).mean()):.0f} mm")
     return figure
 
@@ -173,18 +173,21 @@ def augmentation_sheet(
         drawn = augmentation if seed else NO_AUGMENTATION
         batch = source.batch(clip[None], 1, drawn, torch.Generator().manual_seed(seed % cells))
         _show_crop(axes, batch.crops, 0)
-        _draw_hand(axes, _crop_camera(batch.crops, 0).project(batch.landmarks()[0]), "#56B4E9")
+        _draw_hand(axes, _crop_camera(batch.crops, 0).project(batch.landmarks()[0]), TRUE_COLOR)
     return figure
 
 
 def live_figure(log: pd.DataFrame) -> Figure:
-    """The error of a training, on the hands it learns and on the user who was held out."""
+    """The error of a training, on the hands it learns and on the validation user."""
     figure, axes = plt.subplots(figsize=(PAGE_WIDTH / 2, 2.2))
     axes.plot(log.step, log.known_mpjpe_mm, alpha=0.3, lw=0.8, color="C0")
-    axes.plot(log.step, log.known_mpjpe_mm.ewm(halflife=8).mean(), color="C0", label="hands it learns")
+    axes.plot(
+        log.step, log.known_mpjpe_mm.ewm(halflife=8).mean(), color="C0", label="training hands, with augmentation"
+    )
     measured = log.validation_known_mpjpe_mm.notna()
-    axes.plot(log.step[measured], log.validation_known_mpjpe_mm[measured], "o-", color="C1", label="user held out")
-    axes.set(xlabel="step", ylabel="MPJPE (mm)", ylim=(0, None))
+    axes.plot(log.step[measured], log.validation_known_mpjpe_mm[measured], "o-", color="C1", label="validation user")
+    axes.set(xlabel="step", ylabel="MPJPE (mm)")
+    use_log_scale(axes)
     axes.legend(frameon=False)
     return figure
 

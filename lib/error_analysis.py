@@ -13,12 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.claims import errors_behind_sheet
-from lib.figures import PAGE_WIDTH, show_picture
+from lib.figures import PAGE_WIDTH, TRACKED_COLOR, show_picture
 from lib.files import MM
 from lib.metrics import landmark_errors
-from lib.plots import METHOD_COLORS, METHOD_NAMES, named
+from lib.plots import METHOD_COLORS, METHOD_NAMES, MOTION_NAMES, named
 from lib.predictions import Predictions
-from lib.qualitative import picture_of, video_of, with_hands
+from lib.qualitative import picture_of, video_of, with_truth
 from lib.recordings import FRAMES_PER_SECOND, read_recording
 from lib.sequences import LabelledSequence
 from lib.statistics import Pooled, difference, interval
@@ -159,7 +159,7 @@ def _draw_cases(axes: Axes, table: pd.DataFrame, cases: Sequence[str], title: st
             place, rows.mpjpe_mm, spread, fmt="o", ms=3.5, lw=1.0, color=METHOD_COLORS[method],
             label=METHOD_NAMES[method],
         )  # fmt: skip
-    axes.set_xticks(range(len(cases)), [case.replace("_", "\n") for case in cases])
+    axes.set_xticks(range(len(cases)), [MOTION_NAMES.get(case, case) for case in cases])
     axes.set(xlabel=title, xlim=(-0.5, len(cases) - 0.5))
     axes.grid(axis="y", color="0.9", lw=0.6)
     axes.set_axisbelow(True)
@@ -197,7 +197,7 @@ def worst_clips(predictions: Predictions, count: int = 20, frames: int = 30) -> 
 
 
 def worst_clips_figure(predictions: Predictions, clips: Sequence[Clip], data_folder: Path, columns: int = 7) -> Figure:
-    """The worst frame of each clip: tracked, with the truth in green."""
+    """The worst frame of each clip: the hand as tracked (orange) and where it is (green)."""
     rows = -(-len(clips) // columns)
     figure, grid = plt.subplots(rows, columns, figsize=(PAGE_WIDTH, rows * (PAGE_WIDTH / columns + 0.3)), squeeze=False)
     for axes in grid.flat:
@@ -206,7 +206,9 @@ def worst_clips_figure(predictions: Predictions, clips: Sequence[Clip], data_fol
         tracked, recording = named(predictions, clip.sequence), read_recording(video_of(data_folder, clip.sequence))
         images = next(recording.images(start=clip.worst_frame))
         picture, camera = picture_of(recording, images, tracked, clip.worst_frame, clip.hand)
-        title = f"{tracked.user.replace('_', ' ')}, {clip.motion.replace('_', '-')}\n{clip.error_mm:.0f} mm"
-        show_picture(axes, with_hands(picture, camera, tracked, clip.worst_frame, truth=True), title)
+        title = (
+            f"{tracked.user.replace('_', ' ')}, {MOTION_NAMES.get(clip.motion, clip.motion)}\n{clip.error_mm:.0f} mm"
+        )
+        show_picture(axes, with_truth(picture, camera, tracked, clip.worst_frame, clip.hand, TRACKED_COLOR), title)
         axes.title.set_fontsize(6)
     return figure

@@ -65,14 +65,15 @@ fault; the multi-stage baseline. Each takes at most two hours on one CPU core.""
 
 _SEED = "_seed"  # in the name of a run with another seed, before the seed
 VALIDATION_SHARE = 0.1
-"""Share of the training users that are held out, to watch the training and to tune thresholds."""
+"""Share of the training users that are held out of training as validation users, to watch it and to tune thresholds."""
 
 
 _CLIPS = {"hands": 16, "pose_clip_frames": 2, "clip_frames": 4, "pose_steps": 12, "validation_hands": 16}
+_BRIEF = {"warmup_steps": 2}
 SMOKE: dict[type[TrainingConfig], dict[str, int]] = {
-    ClipTrainingConfig: {"steps": 24, "validation_every": 12, **_CLIPS},
-    KeypointTrainingConfig: {"steps": 12, "validation_every": 6, "hands": 4, "validation_hands": 8},
-    DetectionTrainingConfig: {"steps": 12, "validation_every": 6, "views": 4, "validation_views": 8},
+    ClipTrainingConfig: {"steps": 24, "validation_every": 12, **_BRIEF, **_CLIPS},
+    KeypointTrainingConfig: {"steps": 12, "validation_every": 6, **_BRIEF, "hands": 4, "validation_hands": 8},
+    DetectionTrainingConfig: {"steps": 12, "validation_every": 6, **_BRIEF, "views": 4, "validation_views": 8},
 }
 """What the smoke profile changes; the reference profile is what the configurations say."""
 PROFILES = ("smoke", "reference")

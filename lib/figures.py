@@ -11,17 +11,18 @@ import torch
 from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MultipleLocator
+from matplotlib.ticker import LogLocator, MultipleLocator, NullFormatter
 from torch import Tensor
 
 from lib.cameras import PosedCamera
 from lib.crops import crop_cameras, crop_points, perturb, warp
 from lib.errors import InputError
 from lib.hands import HAND_NAMES, LANDMARKS, SKELETON_EDGES, for_hand
+from lib.overlay import HAND_COLORS
 from lib.recordings import Recording
 
-HAND_COLORS = ("#D55E00", "#0072B2")
-"""Left vermilion, right blue (Okabe & Ito's colours for the colour-blind)."""
+TRUE_COLOR, TRACKED_COLOR = "#009E73", "#E69F00"
+"""Of hands that are drawn beside each other: green where they are, orange where they are predicted."""
 COLUMN_WIDTH, PAGE_WIDTH = 3.5, 7.2
 """Inches."""
 
@@ -78,6 +79,14 @@ def use_style() -> None:
             "svg.fonttype": "none",
         }
     )
+
+
+def use_log_scale(axes: Axes) -> None:
+    """Errors on a logarithmic axis, labelled 1, 2, 5, 10, ..."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def show_picture(axes: Axes, picture: UInt8[np.ndarray, "height width *rgb"], title: str = "") -> None:

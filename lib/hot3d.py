@@ -106,6 +106,7 @@ def _read_folder(folder: Path) -> Hot3dClip:
         timestamps = [line["timestamp_ns"] for line in lines]
     calibrations = read_json(folder / "camera_models.json")
     world_from_headset = _headset_path(folder / "headset_trajectory.csv", timestamps)
+    hand_model = read_hand(folder / "umetrack_hand_user_profile.json")
     with describing(folder / "camera_models.json"):
         headset_from_camera = _poses([calibration["T_Device_Camera"] for calibration in calibrations])
         streams = [calibration["stream_id"] for calibration in calibrations]
@@ -114,7 +115,7 @@ def _read_folder(folder: Path) -> Hot3dClip:
             world_from_camera={
                 s: world_from_headset @ pose for s, pose in zip(streams, headset_from_camera, strict=True)
             },
-            hand_model=read_hand(folder / "umetrack_hand_user_profile.json"),
+            hand_model=hand_model,
             **labels,
         )
 

@@ -25,6 +25,7 @@ from lib.tracking import HANDS, HandLabels, make_crops, true_keypoints
 from lib.transforms import acceleration
 
 SHOWN_PROTOCOLS = ("separate_hand", "hand_hand", "occlusion")
+_DISPLAY_GAMMA = 1.6
 JOINT_NAMES = tuple(
     f"{finger} {joint}"
     for finger in FINGERS
@@ -32,6 +33,9 @@ JOINT_NAMES = tuple(
         ("CMC flexion", "CMC abduction", "MCP", "IP") if finger == "thumb" else ("abduction", "MCP", "PIP", "DIP")
     )
 )
+
+RENDERED, CAPTURED = "rendered", "captured clip"
+_DATASET_COLORS = {RENDERED: "0.4", CAPTURED: "#CC79A7"}
 
 _PAPER_TABLE_1 = (
     ("FreiHAND [2019]", 37_000, False, True, True, True, False, False),
@@ -142,12 +146,13 @@ def joint_velocities(recordings: Iterable[Recording]) -> Float[np.ndarray, "hand
 def frame_sheet(
     recordings: Sequence[Recording], rows: int, columns: int, seed: int, scale: float = 0.35
 ) -> UInt8[np.ndarray, "height width"]:
-    """Random four-view frames, reduced by `scale`, in a grid."""
+    """Random four-view frames, two of each recording, reduced by `scale` and brightened, in a grid."""
     strips = [
         cv2.resize(np.concatenate(images, axis=1), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         for _, _, images in itertools.islice(_random_frames(recordings, seed, per_recording=2), rows * columns)
     ]
-    return _grid(strips, columns)
+    brightened = (255 * (np.arange(256) / 255) ** (1 / _DISPLAY_GAMMA)).round().astype(np.uint8)
+    return _grid([brightened[strip] for strip in strips], columns)
 
 
 def crop_sheet(
@@ -194,19 +199,20 @@ def _grid(
 def joint_figure(
     angles: Mapping[str, Float[np.ndarray, "hand_frames 20"]], limits: Float[np.ndarray, "22 2"]
 ) -> Figure:
-    """Histograms of every finger joint's angle, one line per dataset, its limits shaded."""
-    figure, grid = plt.subplots(5, 4, figsize=(PAGE_WIDTH, 6.2), sharey="row")
+    """Histograms of every finger joint's angle, one line per dataset, as high as each other; its limits shaded."""
+    figure, grid = plt.subplots(5, 4, figsize=(PAGE_WIDTH, 6.4))
     for joint, axes in enumerate(grid.flat):
         low, high = np.degrees(limits[joint])
         axes.axvspan(low, high, color="0.92", zorder=0)
         bins = np.linspace(low - 10, high + 10, 40)
         for name, values in angles.items():
-            axes.hist(np.degrees(values[:, joint]), bins, density=True, histtype="step", label=name)
+            counts, _ = np.histogram(np.degrees(values[:, joint]), bins)
+            axes.stairs(counts / max(counts.max(), 1), bins, label=name, color=_DATASET_COLORS[name])
         axes.set_title(JOINT_NAMES[joint], pad=2)
         axes.set_yticks([])
     for axes in grid[-1]:
         axes.set_xlabel("angle (°)")
-    grid[0, 0].legend(loc="upper left", frameon=False)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -217,14 +223,14 @@ def motion_figure(frames: pd.DataFrame, velocities: Mapping[str, Float[np.ndarra
     views = np.arange(5)
     for offset, (protocol, rows) in enumerate(by_protocol):
         share = 100 * np.bincount(rows.views, minlength=5)[:5] / len(rows)
-        grid[0, 0].bar(views + 0.25 * (offset - (len(by_protocol) - 1) / 2), share, 0.25, label=protocol)
+        grid[0, 0].bar(
+            views + 0.25 * (offset - (len(by_protocol) - 1) / 2), share, 0.25, label=protocol.replace("_", "-")
+        )
     grid[0, 0].set(xlabel="cameras that see a hand", ylabel="hand-frames (%)", xticks=views)
-    grid[0, 0].legend(frameon=False, loc="upper left", handlelength=1.0)
-    grid[0, 0].set_xlim(-2.6, 4.5)
     for axes, column, label, top in (
         (grid[0, 1], "distance_m", "wrist to headset (m)", 0.9),
         (grid[0, 2], "speed_m_s", "speed of the wrist (m/s)", 2.0),
-        (grid[1, 0], "jitter_mm", "acceleration of the labels (mm/frame²)", 20.0),
+        (grid[1, 0], "jitter_mm", "true acceleration (mm/frame²)", 20.0),
         (grid[1, 1], "pinch_distance_mm", "thumb tip to index tip (mm)", 200.0),
     ):
         bins = np.linspace(0, top, 50)
@@ -233,7 +239,9 @@ def motion_figure(frames: pd.DataFrame, velocities: Mapping[str, Float[np.ndarra
         axes.set(xlabel=label, yticks=[], ylabel="density")
     bins = np.linspace(-20, 20, 80)
     for name, values in velocities.items():
-        grid[1, 2].hist(values.ravel(), bins, density=True, histtype="step", label=name)
+        grid[1, 2].hist(values.ravel(), bins, density=True, histtype="step", label=name, color=_DATASET_COLORS[name])
     grid[1, 2].set(xlabel="velocity of the finger joints (rad/s)", yscale="log", ylabel="density")
-    grid[1, 2].legend(frameon=False)
+    grid[1, 2].legend(frameon=False, handlelength=1.0)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     return figure

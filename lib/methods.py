@@ -1,4 +1,4 @@
-"""Every method of the study on the test split, and what of the methods is tuned on held-out training users.
+"""Every method of the study on the test split, and what of the methods is tuned on validation users.
 
 Tuning needs the training split, so it is part of training: what it finds is kept in tables beside the hashes of the
 weights it was found with, and refused once these have changed.
@@ -122,17 +122,17 @@ def tune(
 
 def search_fit_weights(profile: str, data_folder: Path, device: str = "cpu") -> pd.DataFrame:
     """What `search_weights` tried; `FitWeights` says by default what was found."""
-    _, table = search_weights(*_held_out(profile, data_folder, device))
+    _, table = search_weights(*_validation(profile, data_folder, device))
     return table.assign(**_hashes(profile, (KEYPOINTS,)))
 
 
 def measure_hand_confidence(profile: str, data_folder: Path, device: str = "cpu") -> pd.DataFrame:
     """How sure the keypoints of hands are; `MIN_CONFIDENCE` says what one in a hundred is below."""
-    return confidence_table(*_held_out(profile, data_folder, device)).assign(**_hashes(profile, (KEYPOINTS,)))
+    return confidence_table(*_validation(profile, data_folder, device)).assign(**_hashes(profile, (KEYPOINTS,)))
 
 
-def _held_out(profile: str, data_folder: Path, device: str) -> tuple[list[Footage], KeypointSource]:
-    """Every third sequence of held-out users, and what finds keypoints in it."""
+def _validation(profile: str, data_folder: Path, device: str) -> tuple[list[Footage], KeypointSource]:
+    """Every third sequence of validation users, and what finds keypoints in it."""
     keypoints = keypoint_source(trained_weights(profile, KEYPOINTS), device)
     return [Footage.cached(s.crops, s.video) for s in load_sequences(data_folder, "validation")[::3]], keypoints
 
@@ -140,7 +140,7 @@ def _held_out(profile: str, data_folder: Path, device: str) -> tuple[list[Footag
 def tune_one_euro(profile: str, data_folder: Path, device: str = "cpu") -> pd.DataFrame:
     """What was tried to bring `full` to the jitter of each target of `FILTERED` by a One-Euro filter, and what chosen.
 
-    On the separate-hand sequences of the held-out users, as Table 2 is about those. Source: §5.2.
+    On the separate-hand sequences of the validation users, as Table 2 is about those. Source: §5.2.
     """
     full, *targets = (
         predict(name, profile, data_folder, "validation", device)["known"].only(protocol="separate_hand")
@@ -165,7 +165,7 @@ def tuned_one_euro(profile: str, target: str = TEMPORAL) -> OneEuroFilter:
 
 
 def tune_pinch_thresholds(profile: str, data_folder: Path, device: str = "cpu") -> pd.DataFrame:
-    """For each method of Table 4 the distance that tells pinches best, with precision and recall on held-out users.
+    """For each method of Table 4 the distance that tells pinches best, with precision and recall on validation users.
 
     Columns: method, threshold_mm, precision_percent, recall_percent, and the hashes of the weights.
     """

@@ -83,9 +83,11 @@ class ClipTrainingConfig(TrainingConfig):
         return replace(self.network, temporal_module=self.network.temporal_module and step >= self.pose_steps)
 
     def lasting(self, steps: int) -> ClipTrainingConfig:
-        """The same training in another number of steps, phases in proportion."""
-        phases = replace(self, steps=steps, pose_steps=steps * self.pose_steps // self.steps)
-        return replace(phases, warmup_steps=min(self.warmup_steps, max(1, steps // 10)))
+        """The same training in another number of steps, phases in proportion, of which a tenth at most warms up."""
+        pose_steps = steps * self.pose_steps // self.steps
+        shortest = min(phase for phase in (pose_steps, steps - pose_steps) if phase)
+        warmup_steps = min(self.warmup_steps, max(1, shortest // 10))
+        return replace(self, steps=steps, pose_steps=pose_steps, warmup_steps=warmup_steps)
 
     def first_phase(self) -> tuple[int, ClipTrainingConfig]:
         """The phase with L_pose alone, bare hands and no memory, the same whatever the second does."""
@@ -97,7 +99,7 @@ class ClipTrainingConfig(TrainingConfig):
 
 @dataclass(frozen=True)
 class ClipData:
-    """What to train on, held-out users to watch the training with, and the fingerprint of both."""
+    """What to train on, validation users to watch the training with, and the fingerprint of both."""
 
     train: ClipSource
     validation: ClipSource

@@ -17,8 +17,8 @@ from lib.hands import SKELETON_EDGES
 from lib.recordings import Recording
 from lib.tracking import Tracks
 
-HAND_COLORS = ((230, 159, 0), (86, 180, 233))
-"""Left orange, right sky blue (Okabe & Ito's colours for the colour-blind), RGB."""
+HAND_COLORS = ("#D55E00", "#56B4E9")
+"""Left vermilion, right sky blue (Okabe & Ito's colours for the colour-blind)."""
 _SUBPIXEL_BITS = 4
 
 
@@ -26,20 +26,24 @@ def draw_hand(
     picture: UInt8[np.ndarray, "height width 3"],
     camera: PosedCamera,
     landmarks_world: Float[np.ndarray, "21 3"],
-    color: tuple[int, int, int],
+    color: str,
     thickness: int = 2,
 ) -> None:
-    """Draw the skeleton of a hand (m, world) into an RGB picture; landmarks behind the camera are left out."""
+    """Draw the skeleton of a hand (m, world) into an RGB picture; landmarks behind the camera are left out.
+
+    The color is hexadecimal, "#RRGGBB".
+    """
+    rgb = tuple(bytes.fromhex(color[1:]))
     points = torch.from_numpy(landmarks_world).double()
     pixels = camera.project(points)
     near = camera.to_camera(points)[..., 2] > 0
     fixed = (pixels * 2**_SUBPIXEL_BITS).round().int().tolist()
     for start, end in SKELETON_EDGES:
         if near[start] and near[end]:
-            cv2.line(picture, fixed[start], fixed[end], color, thickness, cv2.LINE_AA, _SUBPIXEL_BITS)
+            cv2.line(picture, fixed[start], fixed[end], rgb, thickness, cv2.LINE_AA, _SUBPIXEL_BITS)
     for point, visible in zip(fixed, near.tolist(), strict=True):
         if visible:
-            cv2.circle(picture, point, (thickness + 1) << (_SUBPIXEL_BITS - 1), color, -1, cv2.LINE_AA, _SUBPIXEL_BITS)
+            cv2.circle(picture, point, (thickness + 1) << (_SUBPIXEL_BITS - 1), rgb, -1, cv2.LINE_AA, _SUBPIXEL_BITS)
 
 
 def overlay_frames(recording: Recording, tracks: Tracks) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
@@ -63,12 +67,14 @@ def write_overlay(recording: Recording, tracks: Tracks, path: Path, rate: int = 
 
 
 def write_video(path: Path, frames: Iterator[UInt8[np.ndarray, "height width 3"]], rate: int = 30) -> None:
-    """Encode RGB frames as H.264 (yuv420p, which every player shows)."""
+    """Encode RGB frames as H.264 (yuv420p, which every player shows, and which has even sides: odd ones lose a row)."""
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
         stream.pix_fmt = "yuv420p"
         for index, frame in enumerate(frames):
+            height, width = (size // 2 * 2 for size in frame.shape[:2])
             if index == 0:
-                stream.height, stream.width = frame.shape[:2]
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+                stream.height, stream.width = height, width
+            even = np.ascontiguousarray(frame[:height, :width])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
         container.mux(stream.encode())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -41,6 +41,20 @@ def precision_recall_curve(predictions: Predictions) -> pd.DataFrame:
     both = curve.precision_percent + curve.recall_percent
     f1 = 2 * curve.precision_percent * curve.recall_percent / both.where(both > 0)
     return curve.assign(f1_percent=f1.fillna(0.0)).assign(threshold_mm=THRESHOLDS_MM)
+
+
+def thresholds_table(methods: Sequence[Predictions], thresholds_mm: Mapping[str, float] | None = None) -> pd.DataFrame:
+    """Precision and recall of each method at a threshold of its own, by default `THRESHOLD_MM`, and its MPJPE.
+
+    Columns: method, threshold_mm, precision_percent, recall_percent, mpjpe_mm (separate hands).
+    """
+    rows = []
+    for predictions in methods:
+        threshold = thresholds_mm[predictions.method] if thresholds_mm else THRESHOLD_MM
+        precision, recall = precision_and_recall(predictions, threshold)
+        error = predictions.only(protocol="separate_hand").errors().mean
+        rows.append((predictions.method, threshold, precision.mean, recall.mean, error))
+    return pd.DataFrame(rows, columns=["method", "threshold_mm", "precision_percent", "recall_percent", "mpjpe_mm"])
 
 
 def tuned_threshold(validation: Predictions) -> float:

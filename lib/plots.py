@@ -11,13 +11,12 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 from scipy.signal import welch
 
 from lib.claims import pck_of
 from lib.errors import InputError
 from lib.experiments import experiment_and_seed
-from lib.figures import COLUMN_WIDTH, PAGE_WIDTH
+from lib.figures import COLUMN_WIDTH, PAGE_WIDTH, use_log_scale
 from lib.hands import LANDMARKS
 from lib.metrics import PCK_THRESHOLDS_MM, auc, error_per_landmark, landmark_errors, pinch_distance
 from lib.pinch_detection import THRESHOLD_MM, precision_recall_curve, stretches
@@ -52,6 +51,8 @@ METHOD_COLORS = {
     "multistage": "#D55E00",
 }
 """Okabe & Ito's colours for the colour-blind."""
+MOTION_NAMES = {"separate_hand": "gestures", "hand_hand": "hand-hand"}
+"""Of what recordings show; separate hands as a protocol are gestures and pinches."""
 PROTOCOL_NAMES = {"separate_hand": "separate hands", "hand_hand": "hand-hand"}
 _DASHED = ("no_temporal_temporal_loss", "full_tenfold_temporal_loss")
 """Methods that share the colour of another."""
@@ -71,17 +72,18 @@ def pck_figure(predictions: AllPredictions) -> Figure:
                 axes.plot(PCK_THRESHOLDS_MM, curve, style, color=METHOD_COLORS[method], lw=1.2, label=label)
         axes.set(title=title, xlabel="threshold on the mean landmark error (mm)", xlim=(0, 50), ylim=(0, 100))
         axes.legend(title="AUC (%)", loc="lower right", frameon=False)
-    grid[0].set_ylabel("hand-frames below it (%)")
+    grid[0].set_ylabel("hand-frames below the threshold (%)")
     return figure
 
 
-def training_figure(logs: Mapping[str, pd.DataFrame], metric: str = "known_mpjpe_mm") -> Figure:
-    """The error on held-out users and, faint, on those they learn from, over the crops seen, of `curve.csv` files.
+def training_figure(logs: Mapping[str, pd.DataFrame], second_phase: int, metric: str = "known_mpjpe_mm") -> Figure:
+    """The error on validation users and, faint, on training users, over the steps, of `curve.csv` files.
 
-    Runs with other seeds are left out: what they end with is in the table of seeds. Experiments without a name of their
-    own in `METHOD_NAMES`, a reader's say, are there by the one they have.
+    Left the whole training, right what follows the step at which the second phase begins. Runs with other seeds are
+    left out: what they end with is in the table of seeds. Experiments without a name of their own in `METHOD_NAMES`, a
+    reader's say, are there by the one they have.
     """
-    figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.6))
+    figure, (whole, end) = plt.subplots(1, 2, figsize=(PAGE_WIDTH, 3.0))
     for order, (run, log) in enumerate(logs.items()):
         name, seed = experiment_and_seed(run)
         if seed or metric not in log:  # the baseline's networks are judged otherwise
@@ -89,21 +91,30 @@ def training_figure(logs: Mapping[str, pd.DataFrame], metric: str = "known_mpjpe
         color, dashes = METHOD_COLORS.get(name, "0.3"), "--" if name in _DASHED else "-"
         style = {"linestyle": dashes, "zorder": 3 - order / len(logs)}  # of those that share a phase the first is seen
         faint = 0.6 + 0.4 * np.array(to_rgb(color))  # not by alpha: those that lie on each other would add up
-        axes.plot(*_judged(log, f"train_{metric}"), lw=0.8, color=faint, **style)
-        label = METHOD_NAMES.get(name, name)
-        axes.plot(*_judged(log, f"validation_{metric}"), lw=1.2, color=color, label=label, **style)
-    axes.set(xlabel="crops seen (millions)", ylabel="MPJPE (mm)", xlim=(0, None), yscale="log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        for axes, part in ((whole, log), (end, log[log.step >= second_phase])):
+            train, validation = (part.dropna(subset=f"{users}_{metric}") for users in ("train", "validation"))
+            axes.plot(train.step, train[f"train_{metric}"], lw=0.8, color=faint, **style)
+            label = METHOD_NAMES.get(name, name)
+            axes.plot(validation.step, validation[f"validation_{metric}"], lw=1.2, color=color, label=label, **style)
+    whole.axvline(second_phase, color="0.4", lw=0.7, ls=":")
+    whole.set(title="whole training (dotted: second phase begins)", ylabel="MPJPE, regressor K (mm)")
+    end.set(title="second phase", ylim=_around_most(end))
+    use_log_scale(whole)
+    for axes in (whole, end):
+        axes.set_xlabel("step")
+    key = "bold: validation users, faint: training users"
+    figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, title=key)
     return figure
 
 
-def _judged(log: pd.DataFrame, column: str) -> tuple[pd.Series, pd.Series]:
-    """Crops seen (millions) where a training was judged, and how."""
-    errors = log[column].dropna()
-    return log.crops[errors.index] / 1e6, errors
+def _around_most(axes: Axes) -> tuple[float, float]:
+    """Limits that show all lines but those twice as high as the middle one (*no_ftl*)."""
+    heights = [line.get_ydata() for line in axes.get_lines() if len(line.get_ydata())]
+    if not heights:
+        return 0.0, 1.0
+    typical = np.median(np.concatenate(heights))
+    shown = np.concatenate([height for height in heights if np.median(height) < 2 * typical])
+    return 0.95 * shown.min(), 1.05 * shown.max()
 
 
 def pinch_distance_figure(methods: Sequence[Predictions], sequence: str, hand: int) -> Figure:
@@ -136,17 +147,25 @@ def precision_recall_figure(methods: Sequence[Predictions]) -> Figure:
     return figure
 
 
-def jitter_figure(methods: Sequence[Predictions]) -> Figure:
-    """The spectrum of the landmark error over time: what is slow is misplaced, what is fast trembles."""
-    figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 2.6))
-    for predictions in methods:
-        frequency, power = error_spectrum(predictions)
-        name = predictions.method
-        axes.plot(frequency, power, color=METHOD_COLORS[name], lw=1.2, label=METHOD_NAMES[name])
-    axes.set(
-        xlabel="frequency (Hz)", ylabel="power of the error (mm²/Hz)", yscale="log", xlim=(0, FRAMES_PER_SECOND / 2)
-    )
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+def jitter_figure(reference: Predictions, methods: Sequence[Predictions]) -> Figure:
+    """The spectrum of the landmark error over time: of one method, and that of others in percent of it.
+
+    Errors that vary slowly are misplacement, those that vary fast jitter. The lowest and the highest frequency are left
+    out: there the window and the sampling shape the spectrum, not the method.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE_WIDTH, 2.5))
+    frequency, of_reference = error_spectrum(reference)
+    shown = slice(1, -1)
+    for predictions in (reference, *methods):
+        _, power = error_spectrum(predictions)
+        style = {"color": METHOD_COLORS[predictions.method], "lw": 1.2, "label": METHOD_NAMES[predictions.method]}
+        right.plot(frequency[shown], 100 * power[shown] / of_reference[shown], **style)
+        if predictions is reference:
+            left.plot(frequency[shown], power[shown], **style)
+    name = METHOD_NAMES[reference.method]
+    left.set(title=f"error of {name}", xlabel="frequency (Hz)", ylabel="power (mm²/Hz)", yscale="log")
+    right.set(title=f"relative to {name}", xlabel="frequency (Hz)", ylabel="power (%)")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
@@ -204,7 +223,7 @@ def scale_figure(methods: Sequence[Predictions]) -> Figure:
         fitted, scale = np.array([(s.fitted_scale, s.scale) for s in predictions.sequences]).T
         shifted, name = fitted + 0.004 * (index - (len(methods) - 1) / 2), predictions.method
         axes.plot(shifted, scale, "o", color=METHOD_COLORS[name], ms=3, alpha=0.7, mew=0, label=METHOD_NAMES[name])
-    axes.axline((1, 1), slope=1, color="0.4", lw=0.7, ls=":", label="right")
+    axes.axline((1, 1), slope=1, color="0.4", lw=0.7, ls=":", label="ideal")
     axes.set(xlabel="scale that fits the user's hand", ylabel="calibrated scale", aspect="equal")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure

@@ -18,7 +18,7 @@ from matplotlib.ticker import MultipleLocator
 from lib.cameras import PosedCamera
 from lib.claims import OCCLUDED
 from lib.crops import crop_cameras, warp
-from lib.figures import PAGE_WIDTH, show_picture
+from lib.figures import PAGE_WIDTH, TRUE_COLOR, show_picture
 from lib.files import MM
 from lib.hands import LEFT
 from lib.overlay import HAND_COLORS, draw_hand
@@ -27,7 +27,6 @@ from lib.predictions import AllPredictions, Predictions, TrackedSequence
 from lib.recordings import FRAMES_PER_SECOND, Recording, read_recording
 
 PICTURE_SIZE = 240
-_TRUTH_COLOR = (0, 158, 115)
 
 
 def qualitative_figure(predictions: Predictions, data_folder: Path, columns: int = 8, seed: int = 0) -> Figure:
@@ -48,7 +47,7 @@ def qualitative_figure(predictions: Predictions, data_folder: Path, columns: int
 
 
 def occlusion_figure(predictions: AllPredictions, data_folder: Path, sequence: str | None = None) -> Figure:
-    """Figure 6: a hand behind a sheet, tracked with and without the temporal module; green is the true pose.
+    """Figure 6: a hand behind a sheet, tracked with and without the temporal module; green is where it is.
 
     Pictures and the error over time are those of one sequence, by default the one in which the temporal module helps
     most; the last panel is the mean over all occlusion sequences around the middle of each passage.
@@ -67,13 +66,16 @@ def occlusion_figure(predictions: AllPredictions, data_folder: Path, sequence: s
         error, color = error_over_time(tracked, hand), METHOD_COLORS[method]
         left.plot(seconds(error), error, color=color, lw=1.2, label=METHOD_NAMES[method])
         right.plot(*_around_passage(predicted), color=color, lw=1.2)
-    left.plot(seconds(error)[frames], np.zeros(5), "^", color="black", ms=4, clip_on=False, label="pictures")
+    left.plot(
+        seconds(error)[frames], np.zeros(5), "^", color="black", ms=4, clip_on=False, label="times of the pictures"
+    )
     shade(left, pair[0].sheet, "sheet passes")
+    left.plot([], [], color=TRUE_COLOR, lw=1.2, label="truth (in the pictures)")
     left.set(title="the hand above", xlabel="time (s)", ylabel="error (mm)", ylim=(0, None))
     count = len(with_module.sequences)
-    right.set(title=f"mean of {count} sequences", xlabel="time from the middle of the passage (s)", ylim=(0, None))
+    right.set(title=f"mean of {count} recordings", xlabel="time from the middle of the passage (s)", ylim=(0, None))
     right.xaxis.set_major_locator(MultipleLocator(0.5))
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(loc="outside lower center", ncols=5, frameon=False)
     return figure
 
 
@@ -92,7 +94,7 @@ def _occlusion_pictures(
             picture, camera = picture_of(recording, images, pair[0], frame, hand)
             for row, (tracked, method) in enumerate(zip(pair, OCCLUDED, strict=True)):
                 axes = figure.add_subplot(rows[row, column])
-                axes.imshow(with_hands(picture, camera, tracked, frame, truth=True))
+                axes.imshow(with_truth(picture, camera, tracked, frame, hand, METHOD_COLORS[method]))
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(False)
                 if row == 0:
@@ -126,14 +128,29 @@ def with_hands(
     camera: PosedCamera,
     tracked: TrackedSequence,
     frame: int,
-    truth: bool = False,
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """The picture with the tracked hands and, on demand, the true ones drawn into it."""
+    """The picture with the tracked hands drawn into it."""
     colored = cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB)
     for hand in np.flatnonzero(tracked.valid[:, frame]).tolist():
-        if truth:
-            draw_hand(colored, camera, tracked.gt_keypoints[hand, frame] / MM, _TRUTH_COLOR, thickness=1)
         draw_hand(colored, camera, tracked.tracked_keypoints[hand, frame] / MM, HAND_COLORS[hand])
+    return colored
+
+
+def with_truth(
+    picture: UInt8[np.ndarray, "size size"],
+    camera: PosedCamera,
+    tracked: TrackedSequence,
+    frame: int,
+    hand: int,
+    color: str,
+) -> UInt8[np.ndarray, "size size 3"]:
+    """The picture with one hand drawn into it where it is (green) and, if it is tracked, where it was found."""
+    colored = cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB)
+    drawn = [(tracked.gt_keypoints, TRUE_COLOR)]
+    if tracked.valid[hand, frame]:
+        drawn.append((tracked.tracked_keypoints, color))
+    for landmarks, line_color in drawn:
+        draw_hand(colored, camera, landmarks[hand, frame] / MM, line_color)
     return colored
 
 

@@ -1,6 +1,6 @@
 """The search for a recipe: what §5.1 leaves open, one setting changed at a time, the same number of crops for each.
 
-Every row is judged on held-out training users, never on test users.
+Every row is judged on validation users, never on test users.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def _augmented(strength: float = 1.0, **changes: float) -> ClipTrainingConfig:
     return replace(BASE, augmentation=first, second_augmentation=second)
 
 
-def _from_nothing(*widths: int) -> ClipTrainingConfig:
+def _from_random(*widths: int) -> ClipTrainingConfig:
     """The base with another backbone, for which there is no encoder to begin with."""
     return replace(BASE, pretrained=None, network=replace(REFERENCE_NETWORK, widths=widths))
 
 
 VARIANTS: dict[str, ClipTrainingConfig] = {
     "base": BASE,
-    "beginning from nothing": replace(BASE, pretrained=None),
+    "encoder from random weights": replace(BASE, pretrained=None),
     "learning rate x0.5": replace(BASE, learning_rate=BASE.learning_rate / 2),
     "learning rate x2": replace(BASE, learning_rate=BASE.learning_rate * 2),
     "Adam instead of Muon": replace(BASE, optimizer="adam"),
@@ -65,18 +65,18 @@ VARIANTS: dict[str, ClipTrainingConfig] = {
     "no augmentation": replace(BASE, augmentation=NO_AUGMENTATION, second_augmentation=NO_AUGMENTATION),
     "half the augmentation": _augmented(0.5),
     "twice the augmentation": _augmented(2.0),
-    "hands as large as they are": _augmented(size=0.0),
-    "told the true skeleton": replace(BASE, told=TRUE_SKELETON),
-    "told a wrong size alone": replace(BASE, told=replace(TRUE_SKELETON, size=BASE.told.size)),
-    "told skeletons twice as wrong": replace(BASE, told=SkeletonNoise(*(2 * value for value in astuple(BASE.told)))),
-    "no sheets": replace(BASE, occluded=0.0),
-    "pinches as often as they are": replace(BASE, pinch_copies=1),
+    "no size augmentation": _augmented(size=0.0),
+    "exact skeletons": replace(BASE, told=TRUE_SKELETON),
+    "perturbed size only": replace(BASE, told=replace(TRUE_SKELETON, size=BASE.told.size)),
+    "skeletons perturbed twice as much": replace(BASE, told=SkeletonNoise(*(2 * v for v in astuple(BASE.told)))),
+    "no occluding sheets": replace(BASE, occluded=0.0),
+    "no pinch oversampling": replace(BASE, pinch_copies=1),
     "two views always": _augmented(single_view=0.0),
-    "one view in 60 %": _augmented(single_view=0.6),
+    "single view in 60 % of clips": _augmented(single_view=0.6),
     "U weighs 0.3": replace(BASE, weights=replace(_POSE_TEMPORAL, unknown=0.3)),
     "U weighs 0": replace(BASE, weights=replace(_POSE_TEMPORAL, unknown=0.0)),
-    "beginning from nothing, 24, 48, 96 channels": _from_nothing(24, 48, 96),
-    "beginning from nothing, 48, 96, 160 channels": _from_nothing(48, 96, 160),
+    "encoder from random weights, 24, 48, 96 channels": _from_random(24, 48, 96),
+    "encoder from random weights, 48, 96, 160 channels": _from_random(48, 96, 160),
 }
 
 
@@ -87,7 +87,7 @@ def search(
 
     Variants that are in the table already, of the same configuration and data, are not trained again; others replace
     theirs. One that was stopped goes on. Errors (mm) are those of regressors K and U on clips as long as the base's, of
-    the held-out users and, `train_`, of those they learn from. Raises InputError for an unknown name.
+    the validation users and, `train_`, of those they learn from. Raises InputError for an unknown name.
     """
     if unknown := set(names) - VARIANTS.keys():
         raise InputError(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")

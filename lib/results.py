@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -23,12 +24,18 @@ def results_folder(profile: str) -> Path:
 
 
 def training_curves(profile: str) -> dict[str, pd.DataFrame]:
-    """The thinned logs of the runs of a profile, by experiment. Raises InputError if there are none."""
+    """The thinned logs of the runs of a profile that have ended, by experiment. Raises InputError if there are none."""
     folder = results_folder(profile) / "runs"
     curves = {path.parent.name: pd.read_csv(path) for path in sorted(folder.glob("*/curve.csv"))}
-    if not curves:
-        raise InputError(f"no training has left a curve.csv below {folder}: run make train PROFILE={profile}")
-    return curves
+    ended = {run: log for run, log in curves.items() if log.step.iloc[-1] + 1 == training_config(profile, run)["steps"]}
+    if not ended:
+        raise InputError(f"no training has left a whole curve.csv below {folder}: run make train PROFILE={profile}")
+    return ended
+
+
+def training_config(profile: str, run: str) -> dict[str, object]:
+    """The configuration a run was trained with."""
+    return read_json(results_folder(profile) / "runs" / run / "config.json")["training"]
 
 
 def training_effort(profile: str, experiment: str) -> dict[str, object]:
@@ -72,12 +79,11 @@ def save_table(table: pd.DataFrame, profile: str, name: str) -> None:
 
 
 def commit() -> str:
-    """The commit of the code that runs, marked `-dirty` if lib/ differs from it; 'unknown' outside a git checkout."""
+    """The commit of the code that runs, `-dirty` if lib/ differs from it; 'unknown' without git or a checkout."""
 
     def git(*command: str) -> subprocess.CompletedProcess:
         return subprocess.run(["git", "-C", str(ROOT), *command], check=False, capture_output=True, text=True)
 
-    head = git("rev-parse", "--short=12", "HEAD")
-    if head.returncode:
+    if shutil.which("git") is None or (head := git("rev-parse", "--short=12", "HEAD")).returncode:
         return "unknown"
     return head.stdout.strip() + ("-dirty" if git("status", "--porcelain", "lib").stdout else "")

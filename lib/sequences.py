@@ -1,4 +1,4 @@
-"""The sequences that methods are judged on: test recordings, and the held-out users of the training split.
+"""The sequences that methods are judged on: test recordings, and the validation users of the training split.
 
 The crops of the test split are the same for every method that takes its crops from the labelled pose, so they are cut
 out of the videos once and kept in the form of the training cache, whose middle is what the tracker sees.
@@ -7,6 +7,7 @@ out of the videos once and kept in the form of the training cache, whose middle 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -116,9 +117,13 @@ def _load_validation(about: SequenceName, path: Path, kept: Path) -> LabelledSeq
 
 def _load_test(about: SequenceName, path: Path, kept: Path) -> LabelledSequence:
     video = path.with_suffix(".mp4")
-    if not (kept / about.name).with_suffix(".npz").is_file():
-        take_crops(read_recording(video)).save(kept / about.name)
-    crops, labels = CropSequence.load(kept / about.name), read_json(video.with_suffix(".json"))
+    if (kept / about.name).with_suffix(".npz").is_file():
+        crops = CropSequence.load(kept / about.name)
+    else:
+        crops = take_crops(read_recording(video))
+        with suppress(PermissionError):  # a dataset that may only be read: they are cut again next time
+            crops.save(kept / about.name)
+    labels = read_json(video.with_suffix(".json"))
     sheet = np.array(labels["sheet"] or np.zeros(len(crops)), bool)
     return LabelledSequence(about.name, about.motion, crops, np.array(labels["near_miss"], bool), sheet, video)
 

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from lib.experiments import EXPERIMENTS, experiment_and_seed
-from lib.files import read_json
+from lib.experiments import experiment_and_seed
 from lib.pinch_detection import precision_and_recall
 from lib.predictions import AllPredictions, Predictions
-from lib.results import results_folder, training_curves, training_effort
+from lib.results import training_config, training_curves, training_effort
 from lib.statistics import Pooled, combined, interval
 
 Cell = tuple[str, str, str]
@@ -114,6 +113,16 @@ def multistage_table(cells: Cells) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def by_case(table: pd.DataFrame, suffix: str = "") -> pd.DataFrame:
+    """MPJPE / MPJPA of Table 3 as text, a row per method, a column per skeleton and protocol; ours, or with `suffix`
+    the paper's (`_paper`) or those its authors corrected (`_official`)."""
+    numbers = zip(table[f"{MPJPE}{suffix}"], table[f"{MPJPA}{suffix}"], strict=True)
+    cells = ["" if pd.isna(error) else f"{error:.1f} / {jitter:.2f}" for error, jitter in numbers]
+    columns = table.skeleton + ", " + table.protocol.str.replace("_", "-")
+    wide = table.assign(cell=cells, column=columns).pivot(index="method", columns="column", values="cell")
+    return wide.loc[table.method.unique(), columns.unique()].rename_axis(None, axis=1)
+
+
 def pinch_table(cells: Cells) -> pd.DataFrame:
     """Table 4."""
     rows = []
@@ -138,14 +147,23 @@ def intervals_table(cells: Cells) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["table", "row", "metric", "low", "high"])
 
 
-def smoothing_table(predictions: AllPredictions) -> pd.DataFrame:
+def readable_intervals(cells: Cells, table: str) -> pd.DataFrame:
+    """The intervals of a table's cells as text, a row for each of its rows, a column per metric."""
+    texts = {}
+    for (of_table, row, metric), values in cells.items():
+        if of_table == table:
+            found = interval(values)
+            texts.setdefault(row, {})[metric] = f"{found.low:.2f} to {found.high:.2f}"
+    return pd.DataFrame.from_dict(texts, orient="index").rename_axis("row").reset_index()
+
+
+def smoothing_table(predictions: AllPredictions, clip_frames: int) -> pd.DataFrame:
     """What L_temp, at the paper's weight and at ten times it, and filters tuned to its jitter change in `full`.
 
-    Separate hands, known skeletons. Columns: model, mpjpe_mm, early_mpjpe_mm (of a recording's first frames, as many as
-    a training clip has), mpjpa_mm_per_frame2, and the changes in percent with 95 % intervals (`_percent`, `_low`,
-    `_high`): of `error`, of `jitter`, and of the jitter `beyond` that of the true hands, which the row `truth` tells.
+    Separate hands, known skeletons. Columns: model, mpjpe_mm, early_mpjpe_mm (of a recording's first `clip_frames`),
+    mpjpa_mm_per_frame2, and the changes in percent with 95 % intervals (`_percent`, `_low`, `_high`): of `error`, of
+    `jitter`, and of its `excess` over that of the true hands (row `truth`).
     """
-    clip_frames = EXPERIMENTS[TEMPORAL].clip_frames
     separate = {name: predictions[name, "known"].only(protocol="separate_hand") for name in ("full", *SMOOTHED)}
     full_error, full_jitter = separate["full"].errors(), separate["full"].jitter()
     true_jitter = separate["full"].of_the_truth().jitter()
@@ -156,12 +174,23 @@ def smoothing_table(predictions: AllPredictions) -> pd.DataFrame:
         changes = {
             "error": combined(_percent_more, error, full_error),
             "jitter": combined(_percent_more, jitter, full_jitter),
-            "beyond": combined(lambda m, f, t: _percent_more(m - t, f - t), jitter, full_jitter, true_jitter),
+            "excess": combined(lambda m, f, t: _percent_more(m - t, f - t), jitter, full_jitter, true_jitter),
         }
         for name, change in changes.items():
             row |= {f"{name}_percent": change.value, f"{name}_low": change.low, f"{name}_high": change.high}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def readable_smoothing(table: pd.DataFrame) -> pd.DataFrame:
+    """`smoothing_table` with each change and its interval in one column of text."""
+    shown = table[["model", MPJPE, "early_mpjpe_mm", MPJPA]].round(2)
+    for change in ("error", "jitter", "excess"):
+        numbers = table[[f"{change}_percent", f"{change}_low", f"{change}_high"]].itertuples(index=False)
+        shown[f"{change} (%)"] = [
+            "" if pd.isna(value) else f"{value:+.0f} [{low:+.0f}, {high:+.0f}]" for value, low, high in numbers
+        ]
+    return shown
 
 
 def _percent_more(mine, of_full):
@@ -171,7 +200,7 @@ def _percent_more(mine, of_full):
 def seeds_table(profile: str, predictions: Mapping[str, Predictions]) -> pd.DataFrame:
     """How far training with other seeds scatters: a row for each run of `REPEATED` with a seed of its own.
 
-    Columns: experiment, seed, steps; the error of held-out users (mm, known skeleton) where the first phase ends, and
+    Columns: experiment, seed, steps; the error of validation users (mm, known skeleton) where the first phase ends, and
     at the end; and on separate hands of test users MPJPE and MPJPA, where `predictions`, by run, hold them.
     """
     rows = []
@@ -180,16 +209,18 @@ def seeds_table(profile: str, predictions: Mapping[str, Predictions]) -> pd.Data
         if experiment not in REPEATED:
             continue
         measured = curve.dropna(subset="validation_known_mpjpe_mm").set_index("step").validation_known_mpjpe_mm
-        config = read_json(results_folder(profile) / "runs" / run / "config.json")["training"]
-        nearest = abs(measured.index - config["pose_steps"]).argmin()  # thinned curves end their parts where it suits
+        config = training_config(profile, run)
         row = {"experiment": experiment, "seed": seed, "steps": config["steps"]}
-        row |= {"first_phase_held_out_mm": measured.iloc[nearest], "held_out_mm": measured.iloc[-1]}
+        row |= {
+            "first_phase_validation_mm": measured[measured.index < config["pose_steps"]].iloc[-1],
+            "validation_mm": measured.iloc[-1],
+        }
         if run in predictions:
             chosen = predictions[run].only(protocol="separate_hand")
             row |= {MPJPE: chosen.errors().mean, MPJPA: chosen.jitter().mean}
         rows.append(row)
-    held_out = ["first_phase_held_out_mm", "held_out_mm"]
-    return pd.DataFrame(rows, columns=["experiment", "seed", "steps", *held_out, MPJPE, MPJPA])
+    validation = ["first_phase_validation_mm", "validation_mm"]
+    return pd.DataFrame(rows, columns=["experiment", "seed", "steps", *validation, MPJPE, MPJPA])
 
 
 def scale_table(unknown: Predictions) -> pd.DataFrame:

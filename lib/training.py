@@ -96,7 +96,7 @@ class Task(ABC):
 
     config: TrainingConfig
     data: Any
-    """What it learns from: `train`, `validation`, which is of held-out users, and the `fingerprint` of both."""
+    """What it learns from: `train`, `validation`, which is of validation users, and the `fingerprint` of both."""
     watched: str
     """The term that the progress bar shows."""
 
@@ -144,11 +144,17 @@ class Run:
             task.batch(self.config.steps - 1, self.rank, self.processes)  # better refused now than after hours
         self._claim_folder()
         self._resume()
-        self._sit_down()
+        if self.step < self.config.steps:
+            self._sit_down()
 
     def train(self, weights: Path, save_seconds: float = 60.0) -> nn.Module:
-        """Train to the end and write the weights in half precision; the checkpoint is renewed every `save_seconds`."""
+        """Train to the end and write the weights in half precision; the checkpoint is renewed every `save_seconds`.
+
+        What has ended is left as it is.
+        """
         config = self.config
+        if self.step == config.steps and weights.exists():
+            return self.network  # written anew they would be other bytes
         self.save()
         last_saved = time.monotonic()
         quiet = {"disable": True} if self.rank else {}  # else as TQDM_DISABLE says
@@ -335,12 +341,15 @@ def draw_examples(
 
 
 def thinned(log: pd.DataFrame, points: int = 200) -> pd.DataFrame:
-    """The log of a run in at most `points` rows: means over as many steps each, with the step, crops and seconds at
-    which they end. Validations stand where they were made. Part of a log may be thinned already."""
+    """The log of a run in some `points` rows: means over steps, with the step, crops and seconds at which they end.
+
+    One ends at each validation, which so stands where it was made. Part of a log may be thinned already.
+    """
     if log.empty:
         return log
     steps = int(log.step.iloc[-1]) + 1
-    part = log.step * min(points, steps) // steps
+    judged = log.filter(like="validation_").notna().any(axis=1)
+    part = log.step * min(points, steps) // steps + judged.shift(fill_value=False).cumsum()
     ends = log.groupby(part)[["step", "crops", "seconds"]].last()
     return log.groupby(part).mean().assign(**ends)
 

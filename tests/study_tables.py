@@ -17,7 +17,7 @@ from lib.multistage.fit import FIT_WEIGHTS
 from lib.multistage.tracker import MIN_CONFIDENCE
 from lib.pinch_detection import latency_table
 from lib.predictions import predict, weights_hash
-from lib.results import ROOT, results_folder
+from lib.results import ROOT, results_folder, training_config
 from lib.sequences import load_sequences
 from lib.tables import (
     BASELINE,
@@ -82,7 +82,7 @@ MAKE = {
     "table4_pinch": lambda: pinch_table(cells()),
     "pinch_latency": pinch_latency,
     "intervals": lambda: intervals_table(cells()),
-    "smoothing": lambda: smoothing_table(predictions()),
+    "smoothing": lambda: smoothing_table(predictions(), training_config(PROFILE, TEMPORAL)["clip_frames"]),
     "seeds": lambda: seeds_table(PROFILE, predict_seeds(PROFILE, DATA)),
     "memory_full": lambda: memory("full"),
     "memory_full_temporal_loss": lambda: memory(TEMPORAL),

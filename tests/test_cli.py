@@ -14,6 +14,7 @@ from lib.cli import main
 from lib.metrics import mpjpe
 from lib.multistage.detection import DetNet, DetNetConfig
 from lib.multistage.keypoints import KeyNet, KeyNetConfig
+from lib.overlay import write_video
 
 FRAMES = 4
 
@@ -111,6 +112,27 @@ def test_overlay_has_every_frame_of_the_recording(files, results):
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert [frame.shape for frame in frames] == [(48, 4 * 64, 3)] * FRAMES
     assert {path.name for path in results.iterdir()} == {"tracks.npz", "overlay.mp4"}
+
+
+def test_a_video_of_odd_sides_loses_a_row(tmp_path):
+    write_video(tmp_path / "odd.mp4", iter(np.full((3, 47, 65, 3), 90, np.uint8)))
+    with av.open(str(tmp_path / "odd.mp4")) as container:
+        assert [(frame.height, frame.width) for frame in container.decode(video=0)] == [(46, 64)] * 3
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("train", "full", "--minutes", "0"),
+        ("render", "--output", "here", "--scale", "-1"),
+        ("train", "full", "--device", "x"),
+    ],
+)
+def test_options_out_of_range_are_refused(wrong, capsys):
+    with pytest.raises(SystemExit) as refused:
+        main(list(wrong))
+    assert refused.value.code == 2
+    assert wrong[-1] in capsys.readouterr().err
 
 
 def test_frames_without_camera_poses_do_not_count(files, results, capsys):

@@ -101,6 +101,8 @@ def test_phases_and_schedule():
     constant = replace(config, schedule="constant")
     assert [constant.learning_rate_at(step) for step in (0, 3, 5, 10)] == pytest.approx([0.25, 1.0, 0.025, 0.1])
     assert (config.lasting(40).steps, config.lasting(40).pose_steps) == (40, 20)
+    brief = replace(config, steps=1000, pose_steps=900, warmup_steps=50).lasting(200)
+    assert (brief.pose_steps, brief.warmup_steps) == (180, 2)  # a tenth of the second phase
 
 
 def test_the_second_phase_keeps_the_batch_statistics_of_the_first(data, tmp_path):

@@ -1,5 +1,7 @@
 """Figures show what they are given, and say what they show."""
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -24,7 +26,7 @@ from lib.plots import (
     training_figure,
 )
 from lib.predictions import END_TO_END, Predictions
-from lib.qualitative import occlusion_figure, picture_of, qualitative_figure, with_hands
+from lib.qualitative import occlusion_figure, picture_of, qualitative_figure, with_hands, with_truth
 from lib.recordings import read_recording
 from lib.sequences import load_sequences
 from lib.tables import BASELINE, METHODS
@@ -74,17 +76,21 @@ def test_pck_curves_carry_their_area():
 
 
 def test_training_curves():
-    log = pd.DataFrame({"crops": 1e5 * np.arange(1, 11), "known_mpjpe_mm": np.linspace(50, 20, 10)})
+    log = pd.DataFrame({"step": np.arange(100, 1100, 100), "known_mpjpe_mm": np.linspace(50, 20, 10)})
     log["validation_known_mpjpe_mm"] = [np.nan] * 4 + [30.0] + [np.nan] * 4 + [25.0]
     log["train_known_mpjpe_mm"] = log.validation_known_mpjpe_mm - 5.0
-    figure = training_figure({"full": log, "full_seed1": log, "no_ftl": log, "no_sheets": log})
+    figure = training_figure({"full": log, "full_seed1": log, "no_ftl": log + 90.0, "no_sheets": log}, second_phase=600)
     assert lines(figure.axes[0]).keys() == {"full", "no FTL", "no_sheets"}
-    assert len(figure.axes[0].get_lines()) == 6  # the users they learn from and others, of three runs
+    assert len(figure.axes[0].get_lines()) == 7  # training and validation users of three runs, where a phase begins
     line = lines(figure.axes[0])["full"]
-    np.testing.assert_allclose(line.get_xdata(), [0.5, 1.0])
+    np.testing.assert_allclose(line.get_xdata(), [500, 1000])
     np.testing.assert_allclose(line.get_ydata(), [30.0, 25.0])
     assert line.get_linewidth() > figure.axes[0].get_lines()[0].get_linewidth()
     np.testing.assert_allclose(figure.axes[0].get_lines()[0].get_ydata(), [25.0, 20.0])
+    np.testing.assert_allclose(lines(figure.axes[1])["full"].get_ydata(), [25.0])
+    low, high = figure.axes[1].get_ylim()
+    assert low == pytest.approx(19.0)
+    assert high == pytest.approx(26.25)  # not stretched by the one that is far off
 
 
 def test_pinch_distance_breaks_where_the_hand_is_lost(rng):
@@ -120,8 +126,11 @@ def test_spectrum_of_a_tremor(rng):
 
 def test_jitter_figure(rng):
     sequence = tracked(rng, frames=40, valid=np.ones((2, 40), bool))
-    figure = jitter_figure([Predictions(method, "known", (sequence,)) for method in ("full", "full_one_euro")])
-    assert list(lines(figure.axes[0])) == ["full", "full, One-Euro"]
+    full, filtered = (Predictions(method, "known", (sequence,)) for method in ("full", "full_one_euro"))
+    absolute, relative = jitter_figure(full, [filtered]).axes
+    assert list(lines(absolute)) == ["full"]
+    assert list(lines(relative)) == ["full", "full, One-Euro"]
+    np.testing.assert_allclose(lines(relative)["full, One-Euro"].get_ydata(), 100.0)
 
 
 def test_error_of_each_joint_stands_beside_its_name(rng):
@@ -174,7 +183,7 @@ def test_occlusion_figure(on_tiny_data):
     with_module, without = (line.get_ydata() for line in example.get_lines()[:2])
     np.testing.assert_allclose(with_module, 0.0, atol=1e-4)
     np.testing.assert_allclose(without[[2, 3]], 20.0, rtol=1e-4)
-    assert mean.get_title() == "mean of 2 sequences"
+    assert mean.get_title() == "mean of 2 recordings"
     around = mean.get_lines()[1]
     assert around.get_ydata()[around.get_xdata() == 0] == pytest.approx([20.0], rel=1e-4)
 
@@ -190,6 +199,9 @@ def test_pictures_show_the_hand_in_the_middle(on_tiny_data):
     x, y = pixels.round().astype(int).T
     assert changed[y, x].all()
     assert changed.mean() < 0.3
+    beside = replace(sequence, tracked_keypoints=sequence.tracked_keypoints + np.float32([0, 0, 60]))
+    green = with_truth(picture, camera, beside, 0, hand=1, color="#E69F00")[y, x].astype(int)
+    assert np.median(green[:, 1] - green[:, 0]) > 100
 
 
 def test_qualitative_figure(on_tiny_data):

@@ -1,11 +1,13 @@
 """What is written beside every result."""
 
+import shutil
 import subprocess
 
 import pytest
 
 from lib import results
-from lib.results import commit
+from lib.errors import InputError
+from lib.results import commit, training_curves
 
 
 @pytest.fixture
@@ -38,6 +40,24 @@ def test_a_commit_is_marked_where_the_code_differs_from_it(checkout):
     (folder / "lib/code.py").write_text("1\n")
     (folder / "lib/new.py").touch()
     assert commit() == f"{head[:12]}-dirty", "a new module is code, too"
+
+
+def test_without_git_the_commit_is_unknown(checkout, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert commit() == "unknown"
+
+
+def test_only_runs_that_have_ended_have_curves(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    for run, last in (("ended", 99), ("stopped", 49)):
+        folder = tmp_path / "results/tiny/runs" / run
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text('{"training": {"steps": 100}}')
+        (folder / "curve.csv").write_text(f"step,crops\n9,90\n{last},{10 * last}\n")
+    assert list(training_curves("tiny")) == ["ended"]
+    shutil.rmtree(tmp_path / "results/tiny/runs/ended")
+    with pytest.raises(InputError, match="no training has left a whole curve"):
+        training_curves("tiny")
 
 
 def test_outside_a_checkout_the_commit_is_unknown(tmp_path, monkeypatch):

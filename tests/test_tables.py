@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from test_predictions import tracked
 
-from lib.claims import SMALL_COST, claims_table, described, errors_behind_sheet
+from lib.claims import SMALL_COST, claims_table, counted, described, errors_behind_sheet, verdict_names
 from lib.hands import INDEX_TIP, THUMB_TIP
 from lib.pinch_detection import (
     detection_latency,
@@ -16,6 +16,7 @@ from lib.pinch_detection import (
     most_pinched,
     precision_and_recall,
     precision_recall_curve,
+    thresholds_table,
     tuned_threshold,
 )
 from lib.predictions import Predictions
@@ -25,10 +26,13 @@ from lib.tables import (
     PAPER_TABLE_2,
     SMOOTHED,
     ablation_table,
+    by_case,
     intervals_table,
     measure,
     multistage_table,
     pinch_table,
+    readable_intervals,
+    readable_smoothing,
     scale_table,
     seeds_table,
     smoothing_table,
@@ -125,6 +129,16 @@ def test_table_3():
     assert table.mpjpe_mm_official.notna().sum() == 8
 
 
+def test_table_3_by_case():
+    table = multistage_table(measure(study()))
+    wide, first = by_case(table), table.iloc[0]
+    assert wide.index.tolist() == list(METHODS)
+    assert wide.columns.tolist()[:2] == ["known, separate-hand", "known, hand-hand"]
+    assert wide.iloc[0, 0] == f"{first.mpjpe_mm:.1f} / {first.mpjpa_mm_per_frame2:.2f}"
+    assert by_case(table, "_official").loc["multistage", "unknown, hand-hand"] == "13.6 / 4.17"
+    assert by_case(table, "_official").loc["full_temporal_loss", "known, hand-hand"] == ""
+
+
 def test_table_4():
     table = pinch_table(measure(study()))
     assert table.columns.tolist() == [
@@ -143,15 +157,18 @@ def test_every_number_has_its_interval():
         [cells[cell].mean for cell in table[["table", "row", "metric"]].itertuples(index=False, name=None)]
     )
     assert ((table.low <= means + 1e-6) & (means <= table.high + 1e-6)).all()
+    ablations, first = readable_intervals(cells, "table2_ablation"), table.iloc[0]
+    assert ablations.columns.tolist() == ["row", "mpjpe_mm", "mpjpa_mm_per_frame2"]
+    assert ablations.iloc[0].tolist()[:2] == [first.row, f"{first.low:.2f} to {first.high:.2f}"]
 
 
 def test_smoothing_is_told_relative_to_the_network_that_is_not_smoothed():
     """A filter that adds 3 mm to an error of 10 mm and takes away 3 of 5 mm/frame² of jitter."""
     stronger = {"full_tenfold_temporal_loss": made_up(10.0, 1.0), "full_one_euro_tenfold": made_up(13.0, 2.0)}
     made = study(full=made_up(10.0, 5.0), **stronger)
-    table = smoothing_table(made).set_index("model")
+    table = smoothing_table(made, clip_frames=8).set_index("model")
     assert table.index.tolist() == ["truth", "full", *SMOOTHED]
-    assert table.loc["full", ["error_percent", "jitter_percent", "beyond_percent"]].tolist() == [0.0, 0.0, 0.0]
+    assert table.loc["full", ["error_percent", "jitter_percent", "excess_percent"]].tolist() == [0.0, 0.0, 0.0]
     assert table.loc["truth", "mpjpe_mm"] == 0.0
     filtered = table.loc["full_one_euro_tenfold"]
     before, after = (made[name, "known"].only(protocol="separate_hand") for name in ("full", filtered.name))
@@ -160,29 +177,34 @@ def test_smoothing_is_told_relative_to_the_network_that_is_not_smoothed():
     first = np.concatenate([s.tracked_keypoints[0, :8] - s.gt_keypoints[0, :8] for s in after.sequences])  # one hand
     assert filtered.early_mpjpe_mm == pytest.approx(np.linalg.norm(first, axis=-1).mean(), rel=1e-5)
     true = table.loc["truth", "mpjpa_mm_per_frame2"]
-    beyond = (after.jitter().mean - true) / (before.jitter().mean - true)
-    assert filtered.beyond_percent == pytest.approx(100 * (beyond - 1))
+    excess = (after.jitter().mean - true) / (before.jitter().mean - true)
+    assert filtered.excess_percent == pytest.approx(100 * (excess - 1))
     assert true > 0.1
     assert -65 < filtered.jitter_low <= filtered.jitter_percent <= filtered.jitter_high < -50
     assert 20 < filtered.error_low <= filtered.error_percent <= filtered.error_high < 35
+    readable = readable_smoothing(table.reset_index()).set_index("model")
+    assert readable.loc["full", "error (%)"] == "+0 [+0, +0]"
+    assert readable.loc["truth", "excess (%)"] == ""
+    low, high = filtered.jitter_low, filtered.jitter_high
+    assert readable.loc[filtered.name, "jitter (%)"] == f"{filtered.jitter_percent:+.0f} [{low:+.0f}, {high:+.0f}]"
 
 
 def test_seeds_are_read_off_the_curves(tmp_path, monkeypatch):
-    """The error where the first phase ends, though thinning has moved its row; test users where there are weights."""
+    """The error where the first phase ends, and at the end; of test users where there are weights."""
     monkeypatch.setattr("lib.results.ROOT", tmp_path)
     for run, errors in {"full": (12.0, 13.0), "full_seed1": (12.5, 11.0), "no_ftl": (40.0, 41.0)}.items():
         folder = tmp_path / "results" / "tiny" / "runs" / run
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps({"training": {"steps": 100, "pose_steps": 70}}))
-        rows = [(49, 20.0), (60, None), (72, errors[0]), (80, None), (99, errors[1])]
+        rows = [(49, 20.0), (60, None), (69, errors[0]), (80, None), (99, errors[1])]
         pd.DataFrame(rows, columns=["step", "validation_known_mpjpe_mm"]).to_csv(folder / "curve.csv", index=False)
     made = made_up(9.0, 3.5)["known"]
     table = seeds_table("tiny", {"full": made})
     assert table.experiment.tolist() == ["full", "full"]
     assert table.seed.tolist() == [0, 1]
     assert table.steps.tolist() == [100, 100]
-    assert table.first_phase_held_out_mm.tolist() == [12.0, 12.5]
-    assert table.held_out_mm.tolist() == [13.0, 11.0]
+    assert table.first_phase_validation_mm.tolist() == [12.0, 12.5]
+    assert table.validation_mm.tolist() == [13.0, 11.0]
     assert table.mpjpe_mm[0] == made.only(protocol="separate_hand").errors().mean
     assert table.mpjpe_mm.isna().tolist() == [False, True]
 
@@ -198,6 +220,14 @@ def test_precision_and_recall_by_hand(rng):
     found = np.isin(np.arange(FRAMES), [8, 9, 30, 31])
     precision, recall = precision_and_recall(of(pinching(rng, np.where(found, 9.9, 10.1))))
     assert (precision.mean, recall.mean) == (pytest.approx(50.0), pytest.approx(100 / 3))
+
+
+def test_each_method_at_its_threshold(rng):
+    made = of(pinching(rng, np.where(PINCHED, 12.0, 40.0)))
+    assert thresholds_table([made]).recall_percent.tolist() == [0.0]
+    (row,) = thresholds_table([made], {made.method: 15.0}).itertuples()
+    assert (row.method, row.threshold_mm, row.precision_percent, row.recall_percent) == (made.method, 15.0, 100, 100)
+    assert row.mpjpe_mm == pytest.approx(made.errors().mean)
 
 
 def test_the_threshold_is_tuned_to_both(rng):
@@ -313,9 +343,16 @@ def test_claims_about_methods_that_track_nothing_are_undecided():
 def test_claims_as_text():
     table = claims_table(study(), measure(study()))
     lines = described(table).splitlines()
-    assert len(lines) == 2 * len(table)
-    assert sum(line.strip().startswith("DOES NOT HOLD") for line in lines) == (~table.holds).sum()
-    assert all(claim in line for claim, line in zip(table.claim, lines[::2], strict=True))
+    assert len(lines) == 3 * len(table)
+    assert sum(line.strip().startswith("holds ") for line in lines) == table.holds.sum()
+    assert all(claim in line for claim, line in zip(table.claim, lines[::3], strict=True))
+
+
+def test_three_verdicts():
+    ours = ["-2.0 [-3.0, -1.0] mm", "+2.0 [+1.0, +3.0] mm; the opposite is the case", "+0.0; undecided"]
+    table = pd.DataFrame({"claim": ["a", "b", "c"], "paper": "", "ours": ours, "holds": [True, False, False]})
+    assert verdict_names(table).tolist() == ["holds", "opposite", "not shown"]
+    assert counted(table) == "1 of 3 claims hold, of 1 the opposite is the case, 1 are not shown"
 
 
 def test_latencies_of_methods(rng):

@@ -106,8 +106,15 @@ def test_resuming_after_every_step_changes_nothing(data, tmp_path, optimizer):
     alone = torch.load(tmp_path / "a/alone/checkpoint.pt", weights_only=True)["network"]
     assert all(torch.equal(value, alone[name]) for name, value in interrupted.network.state_dict().items())
     sittings = read_json(tmp_path / "b/steps/config.json")["sittings"]
-    assert [sitting["from_step"] for sitting in sittings] == list(range(CONFIG.steps + 1))
+    assert [sitting["from_step"] for sitting in sittings] == list(range(CONFIG.steps))
     assert all(sitting["machine"]["threads"] == torch.get_num_threads() for sitting in sittings)
+
+
+def test_what_has_ended_is_left_as_it_is(data, tmp_path):
+    run(tmp_path / "run", data).train(tmp_path / WEIGHTS)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    run(tmp_path / "run", data).train(tmp_path / WEIGHTS)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_another_configuration_is_refused_with_the_difference(data, tmp_path):
@@ -224,8 +231,8 @@ def test_a_log_can_be_thinned_in_parts():
     log["validation_error"] = log.error.where(log.step % 100 == 99)
     once = thinned(log)
     assert once[["step", "crops"]].iloc[-1].tolist() == [999, 7000]
-    assert len(once) == 200
-    assert once.validation_error.count() == 10
+    assert len(once) <= 210
+    assert once.step[once.validation_error.notna()].tolist() == list(range(99, 1000, 100))
     twice = thinned(pd.concat([thinned(log[:800], points=160), log[800:]]))
     pd.testing.assert_frame_equal(once, twice)
     pd.testing.assert_frame_equal(thinned(log[:20]), log[:20], check_names=False)

@@ -81,7 +81,7 @@ class ViewSource:
 
 @dataclass(frozen=True)
 class ViewData:
-    """Views to train on, views of held-out users, and the fingerprint of both."""
+    """Views to train on, views of validation users, and the fingerprint of both."""
 
     train: ViewSource
     validation: ViewSource

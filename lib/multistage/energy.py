@@ -51,7 +51,7 @@ def is_shown(sight, view):
 
 @compiled
 def linearise(skeleton, sight, weights, pose, scale, residuals, jacobian):
-    """Write residuals (126) and their derivative (126, 27), weighted and made robust; the sum of the two first terms.
+    """Write residuals (126) and their derivative (126, 27), weighted and made robust; return E_2D + w1 E_dist.
 
     Three rows for each keypoint in each view: x, y, and distance from the camera less the mean of those that are seen.
 

@@ -11,17 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lib.figures import PAGE_WIDTH
+from lib.figures import PAGE_WIDTH, TRACKED_COLOR, TRUE_COLOR
 from lib.hands import SKELETON_EDGES
 from lib.multistage.keypoints import Keypoints
 from lib.multistage.looks import Footage
 from lib.multistage.sources import KeypointSource, Question, observed
 from lib.multistage.tracker import MultistageTracker
+from lib.recordings import FRAMES_PER_SECOND
 from lib.sequences import LabelledSequence
 from lib.tracking import HANDS
 
-NETWORK_NAMES = {"keynet": "told where\nthey were", "keynet_image_only": "image only"}
-_COLORS = {"truth": "#009E73", "seen": "#E69F00"}
+NETWORK_NAMES = {"keynet": "given expected\nkeypoints", "keynet_image_only": "image only"}
 
 
 def most_hidden(sequences: Sequence[LabelledSequence]) -> tuple[LabelledSequence, int]:
@@ -56,6 +56,8 @@ def keypoints_figure(
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         row[0].set_ylabel(NETWORK_NAMES.get(name, name))
+    for axes, frame in zip(grid[0], frames.tolist(), strict=True):
+        axes.set_title(f"{frame / FRAMES_PER_SECOND:.2f} s")
     return figure
 
 
@@ -77,7 +79,7 @@ def _seen(
 
 def _draw(axes: Axes, picture: Float[Tensor, "96 96"], truth: Tensor, seen: Tensor) -> None:
     axes.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1)
-    for pixels, color in zip((truth, seen), _COLORS.values(), strict=True):
+    for pixels, color in ((truth, TRUE_COLOR), (seen, TRACKED_COLOR)):
         for edge in SKELETON_EDGES:
             axes.plot(*pixels[list(edge)].numpy().T, color=color, lw=1.0, solid_capstyle="round")
     axes.set(xlim=(-0.5, 95.5), ylim=(95.5, -0.5))
