@@ -81,14 +81,16 @@ def described(claims: pd.DataFrame) -> str:
 def verdict_names(claims: pd.DataFrame) -> pd.Series:
     """The verdict on each claim: it holds, the opposite does, or our recordings do not show either."""
     refuted = claims.ours.str.endswith(OPPOSITE)
-    return pd.Series(np.select([claims.holds, refuted], [*VERDICTS[:2]], VERDICTS[2]), claims.index)
+    return pd.Series(
+        np.select([claims.holds.to_numpy(bool), refuted.to_numpy(bool)], [*VERDICTS[:2]], VERDICTS[2]), claims.index
+    )
 
 
 def counted(claims: pd.DataFrame) -> str:
     """How many claims hold, how many do not, in words."""
     count = verdict_names(claims).value_counts().reindex(VERDICTS, fill_value=0)
     return (
-        f"{count['holds']} of {len(claims)} claims hold, of {count['opposite']} the opposite is the case, "
+        f"{count['holds']} of {len(claims)} claims hold, for {count['opposite']} the opposite is the case, "
         f"{count['not shown']} are not shown"
     )
 
@@ -199,8 +201,8 @@ def _verdict(claim: str, paper: str, ours: str, change: Interval, limit: float =
     """Whether the whole interval lies below a limit, or above it; and if not, why not."""
     below, beyond = change.high < limit, change.low > limit
     holds, opposite = (beyond, below) if above else (below, beyond)
-    undecided = f"the interval holds {limit:.2g}" if np.isfinite(change.value) else "there is nothing to compare"
-    why = "" if holds else f"; {OPPOSITE}" if opposite else f"; undecided, {undecided}"
+    undecided = f"the interval contains {limit:.2g}" if np.isfinite(change.value) else "there is nothing to compare"
+    why = "" if holds else f"; {OPPOSITE}" if opposite else f"; not shown, {undecided}"
     return Verdict(claim, paper, ours + why, bool(holds))
 
 
@@ -213,11 +215,14 @@ def _crossing_claim(predictions: AllPredictions, protocol: str) -> Verdict:
     ahead = np.flatnonzero(low > 0)
     holds = bool(len(behind) and len(ahead) and behind[0] < ahead[-1])
     values = [change.value for change in lead]
-    extremes = {"lowest": np.argmin(values), "highest": np.argmax(values)}
+    extremes = {"lowest": np.argmin(values), "then": -1}
     shown = ", ".join(f"{name} {lead[k]} % at {PCK_THRESHOLDS_MM[k]:g} mm" for name, k in extremes.items())
-    why = "" if holds else "; no crossing: " + ("never behind" if not len(behind) else "not ahead at larger thresholds")
-    if len(behind) and not len(ahead):
-        why += f", behind up to {PCK_THRESHOLDS_MM[behind[-1]]:g} mm; {OPPOSITE}"
+    if holds:
+        why = ""
+    elif len(behind) and len(ahead):
+        why = f"; they cross the other way: {OPPOSITE}"
+    else:
+        why = "; no crossing: " + ("never behind" if not len(behind) else "not ahead at larger thresholds")
     return Verdict(
         f"fewer outliers, less precise localisation than multi-stage ({protocol})",
         "the PCK curves cross" + (" at 9.5 mm" if protocol == "separate_hand" else ""),

@@ -179,7 +179,7 @@ def listed_files(folder: Path, form: str) -> dict[str, str]:
 
 
 def split_users(folder: Path, listed: Mapping[str, str]) -> tuple[list[Path], list[Path]]:
-    """The sequences to train on and those held out, which are of a tenth of the users (at least one)."""
+    """The sequences to train on, and those of validation users, who are a tenth of the users (at least one)."""
     stems = sorted({(folder / path).with_suffix("") for path in listed})
     users = sorted({stem.parent.name for stem in stems}, key=lambda name: (len(name), name))
     held_out = users[-max(1, round(VALIDATION_SHARE * len(users))) :]

@@ -173,7 +173,7 @@ def perspective_crop_figure(scene: HandScene) -> Figure:
     upper, lower = figure.add_gridspec(2, 1, height_ratios=(2.3, 1.3), hspace=0.06)
     left, right = upper.subgridspec(1, 2, width_ratios=(1.35, 1))
     axes = figure.add_subplot(left)
-    show_picture(axes, scene.picture, "fisheye picture, crop borders and optical axes")
+    show_picture(axes, scene.picture, "fisheye image, crop borders and optical axes")
     for hand in range(2):
         draw_crop_outline(axes, scene.camera, scene.crop[hand], hand)
     _draw_cameras_in_space(figure.add_subplot(right, projection="3d", computed_zorder=False), scene)

@@ -67,7 +67,7 @@ def write_overlay(recording: Recording, tracks: Tracks, path: Path, rate: int = 
 
 
 def write_video(path: Path, frames: Iterator[UInt8[np.ndarray, "height width 3"]], rate: int = 30) -> None:
-    """Encode RGB frames as H.264 (yuv420p, which every player shows, and which has even sides: odd ones lose a row)."""
+    """Encode RGB frames as H.264 (yuv420p, which every player shows; of odd sides the last pixel is lost)."""
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
         stream.pix_fmt = "yuv420p"

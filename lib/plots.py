@@ -102,7 +102,7 @@ def training_figure(logs: Mapping[str, pd.DataFrame], second_phase: int, metric:
     use_log_scale(whole)
     for axes in (whole, end):
         axes.set_xlabel("step")
-    key = "bold: validation users, faint: training users"
+    key = "thick: validation users, faint: training users"
     figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, title=key)
     return figure
 

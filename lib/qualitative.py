@@ -66,11 +66,9 @@ def occlusion_figure(predictions: AllPredictions, data_folder: Path, sequence: s
         error, color = error_over_time(tracked, hand), METHOD_COLORS[method]
         left.plot(seconds(error), error, color=color, lw=1.2, label=METHOD_NAMES[method])
         right.plot(*_around_passage(predicted), color=color, lw=1.2)
-    left.plot(
-        seconds(error)[frames], np.zeros(5), "^", color="black", ms=4, clip_on=False, label="times of the pictures"
-    )
+    left.plot(seconds(error)[frames], np.zeros(5), "^", color="black", ms=4, clip_on=False, label="times of the images")
     shade(left, pair[0].sheet, "sheet passes")
-    left.plot([], [], color=TRUE_COLOR, lw=1.2, label="truth (in the pictures)")
+    left.plot([], [], color=TRUE_COLOR, lw=1.2, label="truth (in the images)")
     left.set(title="the hand above", xlabel="time (s)", ylabel="error (mm)", ylim=(0, None))
     count = len(with_module.sequences)
     right.set(title=f"mean of {count} recordings", xlabel="time from the middle of the passage (s)", ylim=(0, None))

@@ -26,6 +26,8 @@ from lib.results import commit, results_folder
 from lib.training import Run
 
 BASE = EXPERIMENTS["full_temporal_loss"]
+_VERSION = 2
+"""Of how a brief training is made of the whole one."""
 _POSE_TEMPORAL = BASE.weights
 
 
@@ -111,7 +113,7 @@ def _identity(name: str, profile: str, data_folder: Path) -> str:
     """What a row is about: a hash of configuration, data and the weights to begin with."""
     begins = beginning(VARIANTS[name], profile)
     sources = listed_files(data_folder, "crops"), begins and begins.sha256
-    about = json.dumps([asdict(VARIANTS[name]), *sources])
+    about = json.dumps([_VERSION, asdict(VARIANTS[name]), *sources])
     return hashlib.sha256(about.encode()).hexdigest()[:16]
 
 

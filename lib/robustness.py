@@ -71,7 +71,7 @@ CONDITIONS: dict[str, tuple[Spoil, float]] = {
     f"noise of {NOISE:g} grey levels": (noisy, 1.0),
     f"blur of {BLUR_PX:g} px": (blurred, 1.0),
     f"second camera turned by {TURNED_DEGREES:g}°": (miscalibrated, 1.0),
-    f"told a skeleton {100 * (MISMEASURED - 1):.0f} % too large": (as_rendered, MISMEASURED),
+    f"given a skeleton {100 * (MISMEASURED - 1):.0f} % too large": (as_rendered, MISMEASURED),
     "one view": (seen_once, 1.0),
 }
 """What is done to the crops, and how much too large the skeleton is that a method is told."""

@@ -121,7 +121,7 @@ def _load_test(about: SequenceName, path: Path, kept: Path) -> LabelledSequence:
         crops = CropSequence.load(kept / about.name)
     else:
         crops = take_crops(read_recording(video))
-        with suppress(PermissionError):  # a dataset that may only be read: they are cut again next time
+        with suppress(OSError):  # a dataset that may only be read: they are cut again next time
             crops.save(kept / about.name)
     labels = read_json(video.with_suffix(".json"))
     sheet = np.array(labels["sheet"] or np.zeros(len(crops)), bool)

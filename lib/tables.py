@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 
 from lib.experiments import experiment_and_seed
@@ -200,8 +201,8 @@ def _percent_more(mine, of_full):
 def seeds_table(profile: str, predictions: Mapping[str, Predictions]) -> pd.DataFrame:
     """How far training with other seeds scatters: a row for each run of `REPEATED` with a seed of its own.
 
-    Columns: experiment, seed, steps; the error of validation users (mm, known skeleton) where the first phase ends, and
-    at the end; and on separate hands of test users MPJPE and MPJPA, where `predictions`, by run, hold them.
+    Columns: experiment, seed, steps; the error of validation users (mm, known skeleton) as last judged in the first
+    phase, and at the end; and on separate hands of test users MPJPE and MPJPA, where `predictions`, by run, hold them.
     """
     rows = []
     for run, curve in training_curves(profile).items():
@@ -210,9 +211,10 @@ def seeds_table(profile: str, predictions: Mapping[str, Predictions]) -> pd.Data
             continue
         measured = curve.dropna(subset="validation_known_mpjpe_mm").set_index("step").validation_known_mpjpe_mm
         config = training_config(profile, run)
+        before = measured[measured.index < config["pose_steps"]]
         row = {"experiment": experiment, "seed": seed, "steps": config["steps"]}
         row |= {
-            "first_phase_validation_mm": measured[measured.index < config["pose_steps"]].iloc[-1],
+            "first_phase_validation_mm": before.iloc[-1] if len(before) else np.nan,
             "validation_mm": measured.iloc[-1],
         }
         if run in predictions:

@@ -343,7 +343,8 @@ def draw_examples(
 def thinned(log: pd.DataFrame, points: int = 200) -> pd.DataFrame:
     """The log of a run in some `points` rows: means over steps, with the step, crops and seconds at which they end.
 
-    One ends at each validation, which so stands where it was made. Part of a log may be thinned already.
+    One ends at each validation, which so stands where it was made. Part of a log may be thinned already, by earlier
+    versions elsewhere.
     """
     if log.empty:
         return log

@@ -125,7 +125,7 @@ def test_a_video_of_odd_sides_loses_a_row(tmp_path):
     [
         ("train", "full", "--minutes", "0"),
         ("render", "--output", "here", "--scale", "-1"),
-        ("train", "full", "--device", "x"),
+        ("train", "full", "--device", "nonsense"),
     ],
 )
 def test_options_out_of_range_are_refused(wrong, capsys):

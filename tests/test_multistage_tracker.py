@@ -93,7 +93,7 @@ def test_own_crops_follow_the_detected_hands(recording):
 
 
 def test_unlabelled_hands_are_tracked_with_own_crops(recording):
-    """As labelled ones are; there is no truth beside them, and where the headset was lost they are, too."""
+    """As labelled ones are, without a truth beside them; where the headset was lost none is, and all are looked for."""
     labelled = MultistageTracker(labelled_keypoints, labelled_circles).track_known(recording, recording.hand_model)
     tracker = MultistageTracker(
         lambda questions: labelled_keypoints([replace(question, recording=recording) for question in questions]),
@@ -106,6 +106,7 @@ def test_unlabelled_hands_are_tracked_with_own_crops(recording):
     assert tracks.valid_tracking[:, :3].tolist() == labelled.valid_tracking[:, :3].tolist()
     np.testing.assert_array_equal(tracks.tracked_keypoints[:, :3], labelled.tracked_keypoints[:, :3])
     assert np.isnan(tracks.gt_keypoints[tracks.valid_tracking]).all()
+    assert tracks.valid_tracking[:, 4:].sum() < 2 * (FRAMES - 4)  # the view that looks for them has no hand in it
 
 
 def test_the_scale_of_an_unknown_hand(recording):

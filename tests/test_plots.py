@@ -126,11 +126,15 @@ def test_spectrum_of_a_tremor(rng):
 
 def test_jitter_figure(rng):
     sequence = tracked(rng, frames=40, valid=np.ones((2, 40), bool))
-    full, filtered = (Predictions(method, "known", (sequence,)) for method in ("full", "full_one_euro"))
+    noise = rng.normal(size=sequence.gt_keypoints.shape).astype(np.float32)
+    full, filtered = (
+        Predictions(name, "known", (replace(sequence, tracked_keypoints=sequence.gt_keypoints + size * noise),))
+        for name, size in (("full", 5), ("full_one_euro", 10))
+    )
     absolute, relative = jitter_figure(full, [filtered]).axes
     assert list(lines(absolute)) == ["full"]
     assert list(lines(relative)) == ["full", "full, One-Euro"]
-    np.testing.assert_allclose(lines(relative)["full, One-Euro"].get_ydata(), 100.0)
+    np.testing.assert_allclose(lines(relative)["full, One-Euro"].get_ydata(), 400.0, rtol=1e-3)
 
 
 def test_error_of_each_joint_stands_beside_its_name(rng):

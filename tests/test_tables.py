@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from test_predictions import tracked
 
-from lib.claims import SMALL_COST, claims_table, counted, described, errors_behind_sheet, verdict_names
+from lib.claims import SMALL_COST, claims_table, counted, described, errors_behind_sheet, listed, verdict_names
 from lib.hands import INDEX_TIP, THUMB_TIP
 from lib.pinch_detection import (
     detection_latency,
@@ -279,7 +279,7 @@ def test_claims_hold_where_the_differences_are_clear():
     crossing = [name for name in claims if "outliers" in name]
     assert (len(pinches), len(crossing)) == (4, 2)
     assert {name for name, row in claims.items() if not row.holds} == {*pinches, *crossing}
-    assert all("undecided" in claims[name].ours for name in pinches)
+    assert all("not shown" in claims[name].ours for name in pinches)
     assert all("never behind" in claims[name].ours for name in crossing)
 
 
@@ -293,7 +293,7 @@ def test_claims_fail_where_the_opposite_is_the_case():
 def test_claims_are_undecided_where_sequences_disagree():
     row = verdicts(study(no_temporal=made_up(9.1, 5.0, spread=3.0)))["the temporal module lowers the error"]
     assert not row.holds
-    assert row.ours.endswith("undecided, the interval holds 0")
+    assert row.ours.endswith("not shown, the interval contains 0")
 
 
 @pytest.mark.parametrize(("cost", "holds"), [(0.5 * SMALL_COST, True), (1.5 * SMALL_COST, False)])
@@ -337,7 +337,7 @@ def test_claims_about_methods_that_track_nothing_are_undecided():
     }
     row = verdicts(study(multistage=lost))["end-to-end has less error than multi-stage (known skeleton, hand_hand)"]
     assert not row.holds
-    assert row.ours.endswith("undecided, there is nothing to compare")
+    assert row.ours.endswith("not shown, there is nothing to compare")
 
 
 def test_claims_as_text():
@@ -348,11 +348,16 @@ def test_claims_as_text():
     assert all(claim in line for claim, line in zip(table.claim, lines[::3], strict=True))
 
 
+def test_no_claims():
+    assert described(listed([])) == ""
+    assert counted(listed([])) == "0 of 0 claims hold, for 0 the opposite is the case, 0 are not shown"
+
+
 def test_three_verdicts():
-    ours = ["-2.0 [-3.0, -1.0] mm", "+2.0 [+1.0, +3.0] mm; the opposite is the case", "+0.0; undecided"]
+    ours = ["-2.0 [-3.0, -1.0] mm", "+2.0 [+1.0, +3.0] mm; the opposite is the case", "+0.0; not shown"]
     table = pd.DataFrame({"claim": ["a", "b", "c"], "paper": "", "ours": ours, "holds": [True, False, False]})
     assert verdict_names(table).tolist() == ["holds", "opposite", "not shown"]
-    assert counted(table) == "1 of 3 claims hold, of 1 the opposite is the case, 1 are not shown"
+    assert counted(table) == "1 of 3 claims hold, for 1 the opposite is the case, 1 are not shown"
 
 
 def test_latencies_of_methods(rng):

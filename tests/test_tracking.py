@@ -202,7 +202,7 @@ def test_overlay_draws_hands_where_they_project(recording):
     picture = np.zeros((48, 64, 3), np.uint8)
     draw_hand(picture, camera, landmarks, HAND_COLORS[RIGHT])
     x, y = camera.project(torch.from_numpy(landmarks)).round().int().numpy().T
-    assert (picture[y, x] > 0.8 * np.array(HAND_COLORS[RIGHT])).all()
+    assert (picture[y, x] > 0.8 * np.array(list(bytes.fromhex(HAND_COLORS[RIGHT][1:])))).all()
     assert 0 < (picture.any(axis=-1)).mean() < 0.5
 
 

@@ -130,7 +130,7 @@ class MultistageTracker:
         self.keypoints, self.detector, self.weights, self.stage = keypoints, detector, weights, stage
 
     def track_known(self, recording: Recording, model: HandModel) -> Tracks:
-        """Track with a known skeleton, `model`; valid where a hand was found, with crops of its own labelled or not."""
+        """Track with a known skeleton, `model`; valid where a hand was found, labelled or not."""
         return self.track_all([Footage(recording)], [model])[0]
 
     def calibrate_scale(self, recording: Recording, generic: HandModel) -> float:
