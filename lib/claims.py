@@ -186,11 +186,11 @@ def compare(
     unit, change = UNITS[first[2]], difference(cells[first], cells[second])
     limit = SMALL_COST * cells[second].mean if than == "hardly higher" else 0.0
     names = ", ".join(f"{cell[1].split('/')[0]} {cells[cell].mean:.2f}" for cell in (first, second))
-    relative = 100 * change.value / cells[second].mean
+    relative = f", {100 * change.value / cells[second].mean:+.0f} %" if cells[second].mean else ""
     return _verdict(
         claim,
         f"{paper[0]} against {paper[1]} {unit}",
-        f"{names} {unit}: {change} {unit}, {relative:+.0f} %",
+        f"{names} {unit}: {change} {unit}{relative}",
         change,
         limit,
         above=than == "higher",

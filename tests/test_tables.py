@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from test_predictions import tracked
 
-from lib.claims import SMALL_COST, claims_table, counted, described, errors_behind_sheet, listed, verdict_names
+from lib.claims import SMALL_COST, claims_table, compare, counted, described, errors_behind_sheet, listed, verdict_names
 from lib.hands import INDEX_TIP, THUMB_TIP
 from lib.pinch_detection import (
     detection_latency,
@@ -346,6 +346,14 @@ def test_claims_as_text():
     assert len(lines) == 3 * len(table)
     assert sum(line.strip().startswith("holds ") for line in lines) == table.holds.sum()
     assert all(claim in line for claim, line in zip(table.claim, lines[::3], strict=True))
+
+
+def test_claims_about_nothing_are_not_relative():
+    cells = measure(study())
+    first, second = (("table4_pinch", name, "recall_percent") for name in ("full_temporal_loss", "multistage"))
+    nothing = replace(cells[first], sums=np.zeros_like(cells[first].sums))
+    row = compare(cells | {first: nothing, second: nothing}, "some claim", (1.0, 2.0), first, second)
+    assert row.ours.startswith("full_temporal_loss 0.00, multistage 0.00 %: +0.00 [+0.00, +0.00] %; not shown")
 
 
 def test_no_claims():
