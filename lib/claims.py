@@ -80,10 +80,8 @@ def described(claims: pd.DataFrame) -> str:
 
 def verdict_names(claims: pd.DataFrame) -> pd.Series:
     """The verdict on each claim: it holds, the opposite does, or our recordings do not show either."""
-    refuted = claims.ours.str.endswith(OPPOSITE)
-    return pd.Series(
-        np.select([claims.holds.to_numpy(bool), refuted.to_numpy(bool)], [*VERDICTS[:2]], VERDICTS[2]), claims.index
-    )
+    holds, refuted = claims.holds.to_numpy(bool), claims.ours.str.endswith(OPPOSITE).to_numpy(bool)
+    return pd.Series(np.select([holds, refuted], VERDICTS[:2], VERDICTS[2]), claims.index)
 
 
 def counted(claims: pd.DataFrame) -> str:

@@ -154,15 +154,13 @@ def jitter_figure(reference: Predictions, methods: Sequence[Predictions]) -> Fig
     out: there the window and the sampling shape the spectrum, not the method.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE_WIDTH, 2.5))
-    frequency, of_reference = error_spectrum(reference)
-    shown = slice(1, -1)
-    for predictions in (reference, *methods):
-        _, power = error_spectrum(predictions)
-        style = {"color": METHOD_COLORS[predictions.method], "lw": 1.2, "label": METHOD_NAMES[predictions.method]}
-        right.plot(frequency[shown], 100 * power[shown] / of_reference[shown], **style)
-        if predictions is reference:
-            left.plot(frequency[shown], power[shown], **style)
+    frequency, of_reference = (values[1:-1] for values in error_spectrum(reference))
     name = METHOD_NAMES[reference.method]
+    left.plot(frequency, of_reference, color=METHOD_COLORS[reference.method], lw=1.2, label=name)
+    spectra = {reference.method: of_reference} | {made.method: error_spectrum(made)[1][1:-1] for made in methods}
+    for method, power in spectra.items():
+        relative = 100 * power / of_reference
+        right.plot(frequency, relative, color=METHOD_COLORS[method], lw=1.2, label=METHOD_NAMES[method])
     left.set(title=f"error of {name}", xlabel="frequency (Hz)", ylabel="power (mm²/Hz)", yscale="log")
     right.set(title=f"relative to {name}", xlabel="frequency (Hz)", ylabel="power (%)")
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)

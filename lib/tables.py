@@ -150,12 +150,10 @@ def intervals_table(cells: Cells) -> pd.DataFrame:
 
 def readable_intervals(cells: Cells, table: str) -> pd.DataFrame:
     """The intervals of a table's cells as text, a row for each of its rows, a column per metric."""
-    texts = {}
-    for (of_table, row, metric), values in cells.items():
-        if of_table == table:
-            found = interval(values)
-            texts.setdefault(row, {})[metric] = f"{found.low:.2f} to {found.high:.2f}"
-    return pd.DataFrame.from_dict(texts, orient="index").rename_axis("row").reset_index()
+    found = intervals_table({cell: values for cell, values in cells.items() if cell[0] == table})
+    text = found.low.map("{:.2f}".format) + " to " + found.high.map("{:.2f}".format)
+    wide = found.assign(text=text).pivot(index="row", columns="metric", values="text")
+    return wide.loc[found.row.unique(), found.metric.unique()].rename_axis(None, axis=1).reset_index()
 
 
 def smoothing_table(predictions: AllPredictions, clip_frames: int) -> pd.DataFrame:
