@@ -36,7 +36,7 @@ not be learnt again by each."""
 
 
 def _clips(network: NetworkConfig, weights: LossWeights) -> ClipTrainingConfig:
-    return ClipTrainingConfig(network, weights, PRETRAINING, optimizer="muon", steps=17_500, pose_steps=16_000)
+    return ClipTrainingConfig(network, weights, PRETRAINING, optimizer="muon", steps=20_500, pose_steps=16_000)
 
 
 def _crops(network: KeyNetConfig, steps: int) -> KeypointTrainingConfig:
