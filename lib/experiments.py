@@ -61,7 +61,7 @@ EXPERIMENTS: dict[str, TrainingConfig] = {
 }
 """In this order: the image encoder that the end-to-end networks begin with; the rows of Tables 2 to 4 (`full_one_euro`
 filters `full`, and is not trained); ten times the paper's L_temp and L_pinch, to see whether their weights are at
-fault; the multi-stage baseline. Each takes at most two hours on one CPU core."""
+fault; the multi-stage baseline. Each takes about two hours at most on one CPU core."""
 
 _SEED = "_seed"  # in the name of a run with another seed, before the seed
 VALIDATION_SHARE = 0.1

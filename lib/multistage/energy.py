@@ -22,7 +22,7 @@ _MM, _DM = 1e3, 10.0
 class FitWeights(NamedTuple):
     """What the terms of the energy count, in px².
 
-    Source: MEgATrack; weights open, found on training users by `tuning.search_weights`. Deviation: residuals
+    Source: MEgATrack; weights open, found on validation users by `tuning.search_weights`. Deviation: residuals
     beyond `outlier_px` count linearly (Huber), so that one mistaken keypoint cannot carry a hand away.
     """
 

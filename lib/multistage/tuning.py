@@ -1,5 +1,5 @@
 """What the published description leaves open: a search for the weights of the pose fit, and how sure keypoints are of a
-hand. Meant for training users."""
+hand. Meant for validation users."""
 
 from __future__ import annotations
 
