@@ -11,8 +11,10 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from lib.experiments import experiment_and_seed
+from lib.metrics import Keypoints, Valid, landmark_accelerations, landmark_errors
 from lib.pinch_detection import precision_and_recall
 from lib.predictions import AllPredictions, Predictions
 from lib.results import training_config, training_curves, training_effort
@@ -181,13 +183,52 @@ def smoothing_table(predictions: AllPredictions, clip_frames: int) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
+def smoothing_by_motion_table(predictions: AllPredictions) -> pd.DataFrame:
+    """What L_temp at the paper's weight, and the filter tuned to its jitter, change in `full` as hands move faster.
+
+    Separate hands, known skeletons; hand-frames in quarters of how much the true landmarks accelerate (their mean is
+    `true_mpjpa`, mm/frame²). Columns: quarter, model, true_mpjpa, mpjpe_mm, mpjpa_mm_per_frame2, and the changes of
+    `error` and `jitter` as in `smoothing_table`.
+    """
+    models = ("full", TEMPORAL, "full_one_euro")
+    separate = {name: predictions[name, "known"].only(protocol="separate_hand").sequences for name in models}
+    true = [_accelerations(s.gt_keypoints, s.valid) for s in separate["full"]]
+    bounds = np.nanquantile(np.concatenate([a.ravel() for a in true]), (0.25, 0.5, 0.75))
+    rows = []
+    for quarter in range(len(bounds) + 1):
+        chosen = [np.isfinite(a) & (np.searchsorted(bounds, a) == quarter) for a in true]
+        error, jitter = {}, {}
+        for model, tracked in separate.items():
+            pairs = list(zip(tracked, chosen, strict=True))
+            errors = [(landmark_errors(s.tracked_keypoints, s.gt_keypoints)[:, 1:-1].mean(-1), c) for s, c in pairs]
+            error[model] = Pooled.of([lengths[c] for lengths, c in errors])
+            jitter[model] = Pooled.of([_accelerations(s.tracked_keypoints, s.valid)[c] for s, c in pairs])
+        truth = Pooled.of([a[c] for a, c in zip(true, chosen, strict=True)]).mean
+        for model in models:
+            row = {"quarter": quarter + 1, "model": model, "true_mpjpa": truth}
+            row |= {MPJPE: error[model].mean, MPJPA: jitter[model].mean}
+            for name, metric in (("error", error), ("jitter", jitter)):
+                change = combined(_percent_more, metric[model], metric["full"])
+                row |= {f"{name}_percent": change.value, f"{name}_low": change.low, f"{name}_high": change.high}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _accelerations(keypoints_mm: Keypoints, valid: Valid) -> Float[np.ndarray, "hands inner"]:
+    """The mean of a hand's landmarks, mm/frame²; NaN where a neighbouring frame is not valid."""
+    lengths, inner = landmark_accelerations(keypoints_mm, valid)
+    return np.where(inner, lengths.mean(-1), np.nan)
+
+
 def readable_smoothing(table: pd.DataFrame) -> pd.DataFrame:
-    """`smoothing_table` with each change and its interval in one column of text."""
-    shown = table[["model", MPJPE, "early_mpjpe_mm", MPJPA]].round(2)
-    for change in ("error", "jitter", "excess"):
-        numbers = table[[f"{change}_percent", f"{change}_low", f"{change}_high"]].itertuples(index=False)
+    """`smoothing_table` or `smoothing_by_motion_table` with each change and its interval in one column of text."""
+    changes = [column.removesuffix("_percent") for column in table if column.endswith("_percent")]
+    parts = {change: [f"{change}_{part}" for part in ("percent", "low", "high")] for change in changes}
+    shown = table.drop(columns=list(itertools.chain(*parts.values()))).round(2)
+    for change, columns in parts.items():
         shown[f"{change} (%)"] = [
-            "" if pd.isna(value) else f"{value:+.0f} [{low:+.0f}, {high:+.0f}]" for value, low, high in numbers
+            "" if pd.isna(value) else f"{value:+.0f} [{low:+.0f}, {high:+.0f}]"
+            for value, low, high in table[columns].itertuples(index=False)
         ]
     return shown
 

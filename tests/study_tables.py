@@ -30,6 +30,7 @@ from lib.tables import (
     pinch_table,
     scale_table,
     seeds_table,
+    smoothing_by_motion_table,
     smoothing_table,
     training_table,
 )
@@ -83,6 +84,7 @@ MAKE = {
     "pinch_latency": pinch_latency,
     "intervals": lambda: intervals_table(cells()),
     "smoothing": lambda: smoothing_table(predictions(), training_config(PROFILE, TEMPORAL)["clip_frames"]),
+    "smoothing_by_motion": lambda: smoothing_by_motion_table(predictions()),
     "seeds": lambda: seeds_table(PROFILE, predict_seeds(PROFILE, DATA)),
     "memory_full": lambda: memory("full"),
     "memory_full_temporal_loss": lambda: memory(TEMPORAL),
