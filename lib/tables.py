@@ -7,7 +7,7 @@ tables, intervals and claims are made.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from lib.metrics import Keypoints, Valid, landmark_accelerations, landmark_error
 from lib.pinch_detection import precision_and_recall
 from lib.predictions import AllPredictions, Predictions
 from lib.results import training_config, training_curves, training_effort
-from lib.statistics import Pooled, combined, interval
+from lib.statistics import Interval, Pooled, combined, interval
 
 Cell = tuple[str, str, str]
 Cells = Mapping[Cell, Pooled]
@@ -177,9 +177,7 @@ def smoothing_table(predictions: AllPredictions, clip_frames: int) -> pd.DataFra
             "jitter": combined(_percent_more, jitter, full_jitter),
             "excess": combined(lambda m, f, t: _percent_more(m - t, f - t), jitter, full_jitter, true_jitter),
         }
-        for name, change in changes.items():
-            row |= {f"{name}_percent": change.value, f"{name}_low": change.low, f"{name}_high": change.high}
-        rows.append(row)
+        rows.append(row | _change_columns(changes))
     return pd.DataFrame(rows)
 
 
@@ -193,25 +191,30 @@ def smoothing_by_motion_table(predictions: AllPredictions) -> pd.DataFrame:
     models = ("full", TEMPORAL, "full_one_euro")
     separate = {name: predictions[name, "known"].only(protocol="separate_hand").sequences for name in models}
     true = [_accelerations(s.gt_keypoints, s.valid) for s in separate["full"]]
+    jitters = {name: [_accelerations(s.tracked_keypoints, s.valid) for s in made] for name, made in separate.items()}
+    errors = {
+        name: [landmark_errors(s.tracked_keypoints, s.gt_keypoints)[:, 1:-1].mean(axis=-1) for s in made]
+        for name, made in separate.items()
+    }
     bounds = np.nanquantile(np.concatenate([a.ravel() for a in true]), (0.25, 0.5, 0.75))
     rows = []
     for quarter in range(len(bounds) + 1):
         chosen = [np.isfinite(a) & (np.searchsorted(bounds, a) == quarter) for a in true]
-        error, jitter = {}, {}
-        for model, tracked in separate.items():
-            pairs = list(zip(tracked, chosen, strict=True))
-            errors = [(landmark_errors(s.tracked_keypoints, s.gt_keypoints)[:, 1:-1].mean(-1), c) for s, c in pairs]
-            error[model] = Pooled.of([lengths[c] for lengths, c in errors])
-            jitter[model] = Pooled.of([_accelerations(s.tracked_keypoints, s.valid)[c] for s, c in pairs])
-        truth = Pooled.of([a[c] for a, c in zip(true, chosen, strict=True)]).mean
+        error, jitter = ({name: _over(chosen, values[name]) for name in models} for values in (errors, jitters))
         for model in models:
-            row = {"quarter": quarter + 1, "model": model, "true_mpjpa": truth}
+            row = {"quarter": quarter + 1, "model": model, "true_mpjpa": _over(chosen, true).mean}
             row |= {MPJPE: error[model].mean, MPJPA: jitter[model].mean}
-            for name, metric in (("error", error), ("jitter", jitter)):
-                change = combined(_percent_more, metric[model], metric["full"])
-                row |= {f"{name}_percent": change.value, f"{name}_low": change.low, f"{name}_high": change.high}
-            rows.append(row)
+            changes = {
+                "error": combined(_percent_more, error[model], error["full"]),
+                "jitter": combined(_percent_more, jitter[model], jitter["full"]),
+            }
+            rows.append(row | _change_columns(changes))
     return pd.DataFrame(rows)
+
+
+def _over(chosen: Sequence[np.ndarray], values: Sequence[np.ndarray]) -> Pooled:
+    """The mean over the chosen hand-frames of each sequence."""
+    return Pooled.of([value[frames] for value, frames in zip(values, chosen, strict=True)])
 
 
 def _accelerations(keypoints_mm: Keypoints, valid: Valid) -> Float[np.ndarray, "hands inner"]:
@@ -235,6 +238,13 @@ def readable_smoothing(table: pd.DataFrame) -> pd.DataFrame:
 
 def _percent_more(mine, of_full):
     return 100 * (mine / of_full - 1)
+
+
+def _change_columns(changes: Mapping[str, Interval]) -> dict[str, float]:
+    columns = {}
+    for name, change in changes.items():
+        columns |= {f"{name}_percent": change.value, f"{name}_low": change.low, f"{name}_high": change.high}
+    return columns
 
 
 def seeds_table(profile: str, predictions: Mapping[str, Predictions]) -> pd.DataFrame:
