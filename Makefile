@@ -23,6 +23,8 @@ INPUTS := $(LIBRARY) $(INSTALLED) $(TEST_DATA) $(LESSON_DATA) $(wildcard $(RESUL
 
 # One thread per core unless the caller knows better.
 export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),$(shell getconf _NPROCESSORS_ONLN))
+# As lib/__init__.py says it, for programs that load torch before lib.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help
 help: ## list the targets
@@ -31,11 +33,15 @@ help: ## list the targets
 
 # ---- environment ----------------------------------------------------------------------------------------------------
 
-# The copy of the lock file is written last: it says that all of it is installed. The .pth file lets notebooks import lib.
+# The copy of the lock file is written last: it says that all of it is installed.
 $(INSTALLED): requirements.lock
 	@if command -v uv > /dev/null; then $(install_with_uv); else $(install_with_pip); fi
-	@pwd > "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/umetrack-study.pth"
+	@printf '%s\n' "$$PWD" "$$on_start" > \
+		"$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/umetrack-study.pth"
 	@cp $< $@
+
+# The .pth file lets notebooks import lib, and lets their kernels wait passively although they load torch before it.
+export on_start = import os; os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # uv does not read pip's settings: hand it the folders with wheels that pip is told about.
 FIND_LINKS = $(or $(PIP_FIND_LINKS),$(shell $(BASE_PYTHON) -m pip config get global.find-links 2> /dev/null))

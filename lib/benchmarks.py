@@ -16,6 +16,7 @@ import torch
 from lib.clips import ClipSource
 from lib.crop_cache import CACHE_SIZE, CropSequence
 from lib.hands import HandModel, for_hand
+from lib.machines import Precision, machine, native_precision
 from lib.network import NetworkConfig, TemporalState, UmeTrack
 from lib.objective import ClipData, ClipTraining, ClipTrainingConfig
 from lib.recordings import Recording
@@ -99,34 +100,39 @@ def summary(watch: Stopwatch) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def benchmark_training(networks: Mapping[str, NetworkConfig], device: torch.device | str, steps: int) -> pd.DataFrame:
-    """Crops per second of whole training steps, each network as it is trained and in plain eager float32.
+def benchmark_training(
+    networks: Mapping[str, NetworkConfig], device: torch.device | str, steps: int, precision: Precision | None = None
+) -> pd.DataFrame:
+    """Crops per second of whole training steps: in plain float32, and in the `precision` asked for, eager and compiled.
 
-    The clips are noise. Steps of the variants take turns, so that all see the same machine. Columns: network, variant,
-    crops_per_second, speedup (over plain eager float32), waiting_percent (share of the time spent on making batches).
+    The default is what the device multiplies natively. The clips are noise. Steps of the variants take turns, so that
+    all run on the same machine. Columns: network, precision, compiled, instructions (the set that the kernels are
+    chosen by), threads, crops_per_second, speedup (over plain float32), waiting_percent (share of the time spent on
+    making batches).
     """
     source = ClipSource([_noise_sequence(60)], device)
     data = ClipData(source, source, "noise")
-    variants = {
-        "eager float32": ("float32", False),
-        "bfloat16": ("bfloat16", False),
-        "bfloat16, compiled": ("bfloat16", True),
-    }
+    asked = precision or native_precision(torch.device(device).type)
+    variants = dict.fromkeys((("float32", False), (asked, False), (asked, True)))  # in this order, each once
+    about = machine(torch.device(device))
     hand = _noise_sequence(1).hand_model
     rows = []
     with TemporaryDirectory() as scratch:
         for name, network in networks.items():
+            task = ClipTraining(ClipTrainingConfig(network, optimizer="muon"), data, hand)
             runs = {
-                variant: Run(Path(scratch, name, variant), ClipTraining(config, data, hand), device)
-                for variant, (precision, compiled) in variants.items()
-                for config in [ClipTrainingConfig(network, optimizer="muon", precision=precision, compiled=compiled)]
+                variant: Run(Path(scratch, name, "_".join(map(str, variant))), task, device, *variant)
+                for variant in variants
             }
             for _ in range(steps + WARM_UP_STEPS):
                 for run in runs.values():
                     run.one_step()
-            rows += [{"network": name, "variant": variant} | _throughput(run) for variant, run in runs.items()]
+            for (used, compiled), run in runs.items():
+                row = {"network": name, "precision": used, "compiled": compiled}
+                row |= {"instructions": about["instructions"], "threads": about["threads"]}
+                rows.append(row | _throughput(run))
     table = pd.DataFrame(rows)
-    plain = table[table.variant == "eager float32"].set_index("network").crops_per_second
+    plain = table[(table.precision == "float32") & ~table.compiled].set_index("network").crops_per_second
     table["speedup"] = table.crops_per_second / table.network.map(plain)
     return table
 

@@ -16,7 +16,7 @@ from lib.errors import InputError
 from lib.experiments import EXPERIMENTS, PUBLISHED_NETWORK, REFERENCE_NETWORK, train_experiment
 from lib.files import read_hand
 from lib.hands import HandModel
-from lib.machines import process_group
+from lib.machines import PRECISIONS, process_group
 from lib.methods import tune as tune_methods
 from lib.metrics import auc, mpjpa, mpjpe, pck
 from lib.multistage.benchmark import benchmark_multistage
@@ -110,6 +110,7 @@ def train(options: argparse.Namespace) -> None:
             options.resume,
             options.compile,
             options.seed,
+            options.precision,
         )
 
 
@@ -122,7 +123,9 @@ def search(options: argparse.Namespace) -> None:
     """Compare training recipes and print the table."""
     data = options.data or ROOT / "data" / options.profile
     names = options.variants or list(VARIANTS)
-    table = search_recipe(options.profile, data, generic_hand(), options.device, options.crops, names)
+    table = search_recipe(
+        options.profile, data, generic_hand(), options.device, options.crops, names, options.precision
+    )
     print(table.to_string(index=False))
 
 
@@ -173,7 +176,7 @@ def benchmark(options: argparse.Namespace) -> None:
             table = benchmark_tracking(recording, network, options.device, options.repeats)
     elif options.what == "training":
         networks = {"published": PUBLISHED_NETWORK, "reference": REFERENCE_NETWORK}
-        table = benchmark_training(networks, options.device, steps=4 * options.repeats)
+        table = benchmark_training(networks, options.device, 4 * options.repeats, options.precision)
     else:
         from lib.rendered.benchmark import benchmark_rendering
 
@@ -250,7 +253,8 @@ def _add_train(commands) -> None:
     )
     command.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     command.add_argument("--seed", type=int, default=0, help="another one trains EXPERIMENT_seedN")
-    command.add_argument("--compile", action=argparse.BooleanOptionalAction, help="compile the convolutions")
+    command.add_argument("--compile", action="store_true", help="compile the convolutions")
+    _add_precision(command)
     command.add_argument("--device", type=_device, default=_fastest_device())
 
 
@@ -264,6 +268,7 @@ def _add_search(commands) -> None:
     command.set_defaults(run=search)
     command.add_argument("variants", nargs="*", help="default: all of them")
     command.add_argument("--crops", type=_positive, default=200_000, help="how many crops each of them sees")
+    _add_precision(command)
     command.add_argument("--profile", default="reference", help="smoke or reference")
     command.add_argument("--data", type=Path, help="folder of the rendered dataset (default: data/PROFILE)")
     command.add_argument("--device", type=_device, default=_fastest_device())
@@ -296,6 +301,7 @@ def _add_benchmark(commands) -> None:
     command.add_argument("--repeats", type=_positive, default=5, help="how often everything is measured")
     command.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes that render")
     command.add_argument("--threads", type=_positive, help="CPU threads (default: as torch chooses)")
+    _add_precision(command)
     command.add_argument("--device", type=_device, default=_fastest_device())
 
 
@@ -306,6 +312,14 @@ def _add_method(command: argparse.ArgumentParser) -> None:
         choices=("labelled", "own"),
         default="labelled",
         help="multistage: crop around the labelled hands, or detect hands and follow them",
+    )
+
+
+def _add_precision(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of the trained convolutions (default: what the device multiplies natively)",
     )
 
 

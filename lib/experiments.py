@@ -15,6 +15,7 @@ from lib.errors import InputError
 from lib.files import fingerprint, read_json, sha256_of
 from lib.hands import HandModel
 from lib.losses import LossWeights
+from lib.machines import Precision
 from lib.multistage.detection_training import DetectionTraining, DetectionTrainingConfig, ViewData, ViewSource
 from lib.multistage.keypoint_training import KeypointTraining, KeypointTrainingConfig
 from lib.multistage.keypoints import KeyNetConfig, pretrain
@@ -103,8 +104,9 @@ def train_experiment(
     device: str,
     minutes: float | None = None,
     resume: bool = False,
-    compiled: bool | None = None,
+    compiled: bool = False,
     seed: int = 0,
+    precision: Precision | None = None,
 ) -> nn.Module:
     """Train an experiment into results/PROFILE/runs/NAME, and write its weights to results/PROFILE/checkpoints.
 
@@ -121,12 +123,10 @@ def train_experiment(
     elif weights.exists():
         raise InputError(f"{weights} is there: remove it and {folder} to train it anew, or give another --seed")
     config = replace(experiment(name, profile), seed=seed)
-    if compiled is not None:
-        config = replace(config, compiled=compiled)
     task = load_task(config, profile, data_folder, generic_hand, device)
     if minutes is not None:
-        task = replace(task, config=fit_to_minutes(task, device, minutes, folder))
-    return Run(folder, task, device).train(weights)
+        task = replace(task, config=fit_to_minutes(task, device, minutes, folder, precision, compiled))
+    return Run(folder, task, device, precision, compiled).train(weights)
 
 
 def load_task(config: TrainingConfig, profile: str, folder: Path, generic_hand: HandModel, device: str) -> Task:

@@ -1,14 +1,20 @@
-"""What a training runs on: its precision, several processes, and the name of the machine."""
+"""What a training runs on: its precision, several processes, and the name of the machine.
+
+Precision and compilation change results by rounding only. So they belong to the machine, not to what is trained:
+weights, shared phases and rows of a search are found whatever they were computed with.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar, get_args
 
 import torch
 import torch.distributed as dist
@@ -18,6 +24,40 @@ from torch.nn.parallel import DistributedDataParallel
 from lib.errors import InputError
 
 Precision = Literal["float32", "bfloat16"]
+Measured = TypeVar("Measured")
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+@cache
+def native_precision(device_type: str) -> Precision:
+    """bfloat16 where the processor or GPU multiplies it natively, else float32.
+
+    A processor without it emulates it, five times slower than float32. Where the processor does not say that it lacks
+    it, a few convolutions are timed: a virtual machine or `ONEDNN_MAX_CPU_ISA` may keep kernels from using what it has.
+    """
+    if device_type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device_type != "cpu" or (_cpu_flags() and not _cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"}):
+        return "float32"
+    return "bfloat16" if _convolution_seconds(torch.bfloat16) < _convolution_seconds(torch.float32) else "float32"
+
+
+def _cpu_flags() -> set[str]:
+    """The instructions of the processor; empty where the system does not list them."""
+    return {flag for line in _cpu_info("flags") + _cpu_info("Features") for flag in line.split()}
+
+
+@torch.no_grad()
+def _convolution_seconds(dtype: torch.dtype) -> float:
+    """The shortest of some runs of a convolution as the backbones have them."""
+    layer = nn.Conv2d(64, 64, 3, padding=1).to(dtype=dtype, memory_format=torch.channels_last)
+    images = torch.zeros(16, 64, 24, 24, dtype=dtype).to(memory_format=torch.channels_last)
+    seconds = []
+    for _ in range(6):  # the first prepares the kernel
+        start = time.perf_counter()
+        layer(images)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 def accelerate(network: nn.Module, device: torch.device, precision: Precision, compiled: bool) -> None:
@@ -29,7 +69,7 @@ def accelerate(network: nn.Module, device: torch.device, precision: Precision, c
         compilers = ("c++", "g++", "clang++") if device.type == "cpu" else ("cc", "gcc", "clang")
         if not any(shutil.which(name) for name in compilers):
             raise InputError(
-                f"compiling the network needs one of {', '.join(compilers)}: install it, or train with --no-compile"
+                f"compiling the network needs one of {', '.join(compilers)}: install it, or train without --compile"
             )
         for layers in network.costly_layers:
             layers.compile(dynamic=True)
@@ -62,19 +102,40 @@ def distribute(learner: nn.Module) -> nn.Module:
     return DistributedDataParallel(learner, find_unused_parameters=True)
 
 
+def agreed(measured: Measured) -> Measured:
+    """What the first process measured, in all of them."""
+    values = [measured]
+    if dist.is_initialized():
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
 def machine(device: torch.device) -> dict[str, str | int]:
     """What a run ran on."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "threads": torch.get_num_threads(),
+        "instructions": instruction_set(device),
         "torch": str(torch.__version__),  # which is no plain string
         "python": platform.python_version(),
     }
 
 
+def instruction_set(device: torch.device) -> str:
+    """What the kernels are chosen by: of a processor AVX2 or AVX512, say, of a GPU sm_90."""
+    if device.type == "cuda":
+        return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    return torch.backends.cpu.get_cpu_capability()
+
+
 def _cpu_name() -> str:
     """The model of the processor where the system says so, else its architecture."""
+    names = _cpu_info("model name")
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _cpu_info(field: str) -> list[str]:
+    """The values of a field of Linux's /proc/cpuinfo, one per core; none on other systems."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return [value.strip() for name, _, value in (line.partition(":") for line in lines) if name.strip() == field]

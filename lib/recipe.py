@@ -20,7 +20,7 @@ from lib.errors import InputError
 from lib.experiments import EXPERIMENTS, REFERENCE_NETWORK, beginning, listed_files, load_clips
 from lib.files import write_atomically
 from lib.hands import HandModel
-from lib.machines import machine
+from lib.machines import Precision, machine
 from lib.objective import ClipTraining, ClipTrainingConfig
 from lib.results import commit, results_folder
 from lib.training import Run
@@ -83,7 +83,13 @@ VARIANTS: dict[str, ClipTrainingConfig] = {
 
 
 def search(
-    profile: str, data_folder: Path, generic_hand: HandModel, device: str, crops: int, names: Iterable[str]
+    profile: str,
+    data_folder: Path,
+    generic_hand: HandModel,
+    device: str,
+    crops: int,
+    names: Iterable[str],
+    precision: Precision | None = None,
 ) -> pd.DataFrame:
     """Train the named variants on `crops` crops each, and add a row for each to tables/recipe.csv, which it returns.
 
@@ -100,7 +106,8 @@ def search(
         identity = _identity(name, profile, data_folder)
         if not (table.reindex(columns=["identity"])[of_name] == identity).to_numpy().any():
             folder = results_folder(profile) / "runs" / "recipe" / f"{name} {crops} {identity}"
-            row = _train(name, profile, folder, data_folder, generic_hand, device, crops) | {"identity": identity}
+            row = _train(name, profile, folder, data_folder, generic_hand, device, crops, precision)
+            row |= {"identity": identity}
             table = pd.concat((table[~of_name], pd.DataFrame([row])), ignore_index=True)
             write_atomically(path, lambda temporary, table=table: table.to_csv(temporary, index=False))
     return table
@@ -118,12 +125,19 @@ def _identity(name: str, profile: str, data_folder: Path) -> str:
 
 
 def _train(
-    name: str, profile: str, folder: Path, data_folder: Path, generic_hand: HandModel, device: str, crops: int
+    name: str,
+    profile: str,
+    folder: Path,
+    data_folder: Path,
+    generic_hand: HandModel,
+    device: str,
+    crops: int,
+    precision: Precision | None,
 ) -> dict[str, object]:
     data = _loaded_once(data_folder, device)
     task = ClipTraining(VARIANTS[name], data, generic_hand, beginning(VARIANTS[name], profile))
     task = replace(task, config=task.config.lasting(crops // len(task.batch(0, 0, 1))))
-    run = Run(folder, task, device)
+    run = Run(folder, task, device, precision)
     run.train(folder / "weights.safetensors")
     with torch.no_grad():
         judged, errors = replace(task, config=BASE), {}
@@ -138,5 +152,6 @@ def _train(
         "minutes": round(run.seconds / 60, 1),
         **errors,
         "machine": machine(run.device)["device"],
+        "precision": run.precision,
         "commit": commit(),
     }

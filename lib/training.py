@@ -1,9 +1,9 @@
 """The training loop (§5.1), whatever is trained: resumable to the bit, in one process or several.
 
 What is trained, on which batches and towards what, is a `Task`. A run is a folder: `config.json` (what is trained, on
-what, and for every sitting by which code, on which machine, from which step), `log.csv` (a row per step), `curve.csv`
-(the same, thinned), `checkpoint.pt` (weights, optimiser, position). The weights of a finished run go to a file of their
-own. A first phase that several configurations have in common is trained once: the weights it ends with lie in
+what, and for every sitting by which code, on which machine, how, from which step), `log.csv` (a row per step),
+`curve.csv` (the same, thinned), `checkpoint.pt` (weights, optimiser, position). The weights of a finished run go to a
+file of their own. A first phase that several configurations have in common is trained once: its weights lie in
 `first_phases/`, beside the runs, and whoever has that file trains the second phase alone.
 """
 
@@ -31,7 +31,7 @@ from tqdm import tqdm
 from lib.checkpoints import half_precision, read_metadata, save_network
 from lib.errors import InputError
 from lib.files import read_json, write_atomically
-from lib.machines import Precision, accelerate, distribute, machine
+from lib.machines import Precision, accelerate, agreed, distribute, machine, native_precision
 from lib.optimizers import Optimizer, OptimizerName
 from lib.results import commit
 
@@ -54,8 +54,6 @@ class TrainingConfig:
     warmup_steps: int = 200
     gradient_norm: float = 5.0
     seed: int = 0
-    precision: Precision = "bfloat16"
-    compiled: bool = False
     validation_every: int = 500
 
     def learning_rate_at(self, step: int) -> float:
@@ -131,19 +129,28 @@ class Task(ABC):
 class Run:
     """A training run in its folder. `train` goes on from the last checkpoint, if there is one.
 
-    Runs in the same folder share their first phase, if it is the same. Raises InputError if the folder holds a run with
-    another configuration or other data, whose difference it prints.
+    Runs in the same folder share their first phase, if it is the same. A new run computes in the `precision` asked for
+    (default: what the device multiplies natively), and goes on in it. Raises InputError if the folder holds a run with
+    another configuration, data or precision; the message says what differs.
     """
 
-    def __init__(self, folder: Path, task: Task, device: torch.device | str):
+    def __init__(
+        self,
+        folder: Path,
+        task: Task,
+        device: torch.device | str,
+        precision: Precision | None = None,
+        compiled: bool = False,
+    ):
         self.folder, self.task, self.config, self.device = folder, task, task.config, torch.device(device)
+        self.precision, self.compiled = precision or agreed(native_precision(self.device.type)), compiled
         self.sources = dict(task.sources)
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.step, self.seconds, self.log, self.sittings = 0, 0.0, [], []
         if self.processes > 1:
             task.batch(self.config.steps - 1, self.rank, self.processes)  # better refused now than after hours
         self._claim_folder()
-        self._resume()
+        self._resume(asked=precision)
         if self.step < self.config.steps:
             self._sit_down()
 
@@ -240,15 +247,15 @@ class Run:
     @property
     def _first_phase(self) -> Path:
         """Where the runs beside this one find and leave the weights after the phase that they have in common."""
-        _, config = self.config.first_phase()
-        common = json.dumps([FIRST_PHASE_VERSION, asdict(config), self.sources])
-        return self.folder.parent / "first_phases" / f"{hashlib.sha256(common.encode()).hexdigest()[:16]}.safetensors"
+        return self.folder.parent / "first_phases" / first_phase_name(self.config, self.sources)
 
     def _set_up(self, learner: nn.Module) -> None:
         """Train this from now on."""
         self.module, self.network = learner, learner.network
-        accelerate(self.network, self.device, self.config.precision, self.config.compiled)
-        self.optimizer = Optimizer(self.config.optimizer, self.network)  # after what lays weights out anew in memory
+        accelerate(self.network, self.device, self.precision, self.compiled)
+        self.optimizer = Optimizer(
+            self.config.optimizer, self.network, self.precision
+        )  # after what lays weights out anew in memory
         self.learner = distribute(self.module) if self.processes > 1 else self.module
 
     def _begin_second_phase(self, weights: Mapping[str, Tensor]) -> None:
@@ -258,12 +265,18 @@ class Run:
         first.network.load_state_dict(weights)
         self._set_up(self.task.second_phase(first))
 
-    def _resume(self) -> None:
+    def _resume(self, asked: Precision | None) -> None:
         """Go on from the last checkpoint; a run that has none, from the end of a phase that another has trained."""
         path = self.folder / "checkpoint.pt"
         torch.manual_seed(self.config.seed)
         if path.exists():
             state = torch.load(path, map_location=self.device, weights_only=True)
+            self.precision = state["sittings"][-1]["precision"]
+            if asked not in (None, self.precision):
+                raise InputError(
+                    f"{self.folder} was begun in {self.precision}: "
+                    f"go on without --precision {asked}, or choose another folder"
+                )
             self._set_up(self.task.learner(self.device, state["step"]))
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -295,7 +308,8 @@ class Run:
     def _sit_down(self) -> None:
         """Write down who goes on with the run from here."""
         sitting = {"from_step": self.step, "commit": commit(), "machine": machine(self.device)}
-        self.sittings.append(sitting | {"processes": self.processes})
+        sitting |= {"precision": self.precision, "compiled": self.compiled, "processes": self.processes}
+        self.sittings.append(sitting)
         if self.rank == 0:
             path = self.folder / "config.json"
             about = read_json(path) | {"sittings": self.sittings}
@@ -308,7 +322,20 @@ class Run:
         return f"loss or gradient of step {self.step} is not finite ({values}); its batch is kept in {path}"
 
 
-def fit_to_minutes(task: Task, device: torch.device | str, minutes: float, folder: Path) -> TrainingConfig:
+def first_phase_name(config: TrainingConfig, sources: Mapping[str, str]) -> str:
+    """The file of the weights after the first phase of a training, the same for all that have this phase in common."""
+    common = json.dumps([FIRST_PHASE_VERSION, asdict(config.first_phase()[1]), sources])
+    return f"{hashlib.sha256(common.encode()).hexdigest()[:16]}.safetensors"
+
+
+def fit_to_minutes(
+    task: Task,
+    device: torch.device | str,
+    minutes: float,
+    folder: Path,
+    precision: Precision | None = None,
+    compiled: bool = False,
+) -> TrainingConfig:
     """The task's configuration with as many steps as fit into `minutes`; a run that has begun keeps its.
 
     The speed is measured on a few steps of a run that is thrown away.
@@ -316,12 +343,10 @@ def fit_to_minutes(task: Task, device: torch.device | str, minutes: float, folde
     if (folder / "checkpoint.pt").exists():
         return task.config.lasting(read_json(folder / "config.json")["training"]["steps"])
     with TemporaryDirectory() as scratch:
-        run = Run(Path(scratch, "run"), task, device)
+        run = Run(Path(scratch, "run"), task, device, precision, compiled)
         seconds = [run.one_step()["seconds"] for _ in range(15)]
-    steps = [max(2, int(60 * minutes / ((seconds[-1] - seconds[4]) / 10)))]
-    if dist.is_initialized():
-        dist.broadcast_object_list(steps)  # as the first process measured them
-    return task.config.lasting(*steps)
+    steps = max(2, int(60 * minutes / ((seconds[-1] - seconds[4]) / 10)))
+    return task.config.lasting(agreed(steps))
 
 
 def draw_examples(

@@ -65,7 +65,7 @@ def clip_training(folder: Path, device: str) -> Task:
 
 def keypoint_training(folder: Path, device: str) -> Task:
     few = {"hands": 4, "validation_hands": 4, "validation_every": 2, "warmup_steps": 1, "steps": 2}
-    config = KeypointTrainingConfig(KeyNetConfig(blocks="residual"), optimizer="muon", precision="float32", **few)
+    config = KeypointTrainingConfig(KeyNetConfig(blocks="residual"), optimizer="muon", **few)
     return KeypointTraining(config, made_up_data(folder, device))
 
 
@@ -75,7 +75,7 @@ def detection_training(folder: Path, device: str) -> Task:
     views = ViewSequence(images, circles.astype(np.float32), rng.choice([0, 21], (8, 2)))
     source = ViewSource([views], device)
     few = {"views": 4, "validation_views": 4, "validation_every": 2, "warmup_steps": 1, "steps": 2}
-    return DetectionTraining(DetectionTrainingConfig(precision="float32", **few), ViewData(source, source, "made up"))
+    return DetectionTraining(DetectionTrainingConfig(**few), ViewData(source, source, "made up"))
 
 
 @pytest.mark.parametrize("task_on", [clip_training, keypoint_training, detection_training])
@@ -83,7 +83,7 @@ def test_a_training_on_a_gpu_is_that_on_the_cpu(gpu, tmp_path, task_on: Callable
     logs = []
     for device in ("cpu", "cuda"):
         task = task_on(tmp_path, device)
-        run = Run(tmp_path / device / "run", task, device)
+        run = Run(tmp_path / device / "run", task, device, "float32")
         rows = pd.DataFrame([run.one_step() for _ in range(task.config.steps)])
         logs.append(rows.drop(columns=["seconds", "waiting"]))
     pd.testing.assert_frame_equal(*logs, rtol=1e-6, atol=1e-12)

@@ -5,9 +5,10 @@ from copy import deepcopy
 import pytest
 import torch
 from conftest import tiny_network
+from torch import nn
 
 from lib.network import UmeTrack
-from lib.optimizers import Optimizer
+from lib.optimizers import Muon, Optimizer, orthogonalised
 
 RATE = 0.01
 
@@ -36,6 +37,35 @@ def test_muon_steps_equally_far_in_all_directions_of_a_matrix(network):
         expected = RATE * 0.2 * max(matrix.shape) ** 0.5
         assert 0.6 * expected < lengths.min() <= lengths.max() < 1.3 * expected, name
         assert float((changed[name] * network.get_parameter(name).grad).sum()) < 0, name
+
+
+def test_muon_in_bfloat16_is_that_of_torch():
+    """Equal to the bit, over steps that its momentum connects, of wide and of tall matrices."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((6, 40), (40, 6), (8, 8))
+    mine, theirs = ([nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
+    muon = Muon(mine, "bfloat16")
+    reference = torch.optim.Muon(theirs, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    for rate in (0.1, 0.02, 0.3):
+        for ours, other in zip(mine, theirs, strict=True):
+            ours.grad = other.grad = torch.randn(ours.shape, generator=generator)
+        for optimizer in (muon, reference):
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
+        assert all(torch.equal(*pair) for pair in zip(mine, theirs, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(6, 40), (40, 6), (8, 8)])
+def test_orthogonalised_matrices_keep_their_singular_vectors(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    values = left.T @ orthogonalised(matrix) @ right.T
+    torch.testing.assert_close(values, torch.diag(values.diag()), atol=1e-10, rtol=0)
+    assert 0.65 < values.diag().min() <= values.diag().max() < 1.25
+
+
+def test_a_matrix_of_zeros_has_no_direction():
+    assert not orthogonalised(torch.zeros(3, 4)).any()
 
 
 def test_adam_takes_vectors_and_outputs(network):

@@ -7,6 +7,7 @@ from conftest import TINY, tiny_recording
 
 from lib.clips import NO_AUGMENTATION, TRUE_SKELETON, ClipSource
 from lib.crop_cache import CropSequence, crop_sequence
+from lib.machines import Precision
 from lib.objective import ClipData, ClipTraining, ClipTrainingConfig
 from lib.recordings import read_recording
 from lib.rendered.shape import generic_hand
@@ -14,7 +15,7 @@ from lib.training import Run
 
 CONFIG = ClipTrainingConfig(
     network=TINY, augmentation=NO_AUGMENTATION, told=TRUE_SKELETON, pose_steps=6, steps=12, hands=8, pose_clip_frames=4,
-    clip_frames=4, warmup_steps=2, precision="float32", compiled=False, validation_every=6, validation_hands=8,
+    clip_frames=4, warmup_steps=2, validation_every=6, validation_hands=8,
 )  # fmt: skip
 WEIGHTS = "weights.safetensors"
 
@@ -32,6 +33,6 @@ def made_up_data(folder: Path, device: str = "cpu") -> ClipData:
     return ClipData(source, source, "made up")
 
 
-def run(folder: Path, data: ClipData, **changes) -> Run:
+def run(folder: Path, data: ClipData, precision: Precision | None = "float32", **changes) -> Run:
     """A run in the folder; runs beside it share a first phase with it."""
-    return Run(folder, ClipTraining(replace(CONFIG, **changes), data, generic_hand()), "cpu")
+    return Run(folder, ClipTraining(replace(CONFIG, **changes), data, generic_hand()), "cpu", precision)

@@ -1,0 +1,110 @@
+"""Precision and threads: what is chosen where nobody says otherwise."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+
+import pytest
+import torch
+from conftest import ROOT
+from tiny_runs import WEIGHTS, made_up_data, run
+
+from lib import machines
+from lib.errors import InputError
+from lib.experiments import EXPERIMENTS, experiment_and_seed
+from lib.files import read_json
+from lib.results import results_folder
+from lib.training import first_phase_name
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return made_up_data(tmp_path_factory.mktemp("recording"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "seconds", "expected"),
+    [
+        ({"avx2"}, {torch.bfloat16: 1.0, torch.float32: 2.0}, "float32"),  # emulated, whatever a measurement says
+        ({"avx2", "avx512_bf16"}, {torch.bfloat16: 1.0, torch.float32: 2.0}, "bfloat16"),
+        ({"avx2", "avx512_bf16"}, {torch.bfloat16: 5.0, torch.float32: 2.0}, "float32"),  # kernels do not use it
+        (set(), {torch.bfloat16: 1.0, torch.float32: 2.0}, "bfloat16"),  # the system does not say
+        (set(), {torch.bfloat16: 5.0, torch.float32: 2.0}, "float32"),
+    ],
+)
+def test_a_processor_trains_in_what_it_multiplies_natively(monkeypatch, flags, seconds, expected):
+    monkeypatch.setattr(machines, "_cpu_flags", lambda: flags)
+    monkeypatch.setattr(machines, "_convolution_seconds", seconds.get)
+    assert machines.native_precision.__wrapped__("cpu") == expected
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bfloat16"), (False, "float32")])
+def test_a_gpu_trains_in_what_it_multiplies_natively(monkeypatch, native, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+    assert machines.native_precision.__wrapped__("cuda") == expected
+
+
+def test_the_measured_fraction_of_a_second():
+    seconds = machines._convolution_seconds(torch.float32)
+    assert 0 < seconds < 1
+
+
+@pytest.mark.parametrize("native", ["float32", "bfloat16"])
+def test_a_run_takes_the_native_precision_and_records_it(data, tmp_path, monkeypatch, native):
+    monkeypatch.setattr("lib.training.native_precision", lambda device_type: native)
+    training = run(tmp_path / "run", data, precision=None)
+    convolution = training.network.backbone(torch.zeros(1, 1, 96, 96))
+    assert convolution.dtype == getattr(torch, native)
+    (sitting,) = read_json(tmp_path / "run" / "config.json")["sittings"]
+    assert (sitting["precision"], sitting["machine"]["instructions"]) == (
+        native,
+        machines.instruction_set(torch.device("cpu")),
+    )
+
+
+def test_a_run_goes_on_in_the_precision_it_began_with(data, tmp_path, monkeypatch):
+    run(tmp_path / "run", data, precision="bfloat16").save()
+    monkeypatch.setattr("lib.training.native_precision", lambda device_type: "float32")
+    assert run(tmp_path / "run", data, precision=None).precision == "bfloat16"
+    with pytest.raises(InputError, match="was begun in bfloat16: go on without --precision float32"):
+        run(tmp_path / "run", data, precision="float32")
+
+
+def test_a_shared_phase_is_found_whatever_it_was_computed_in(data, tmp_path):
+    run(tmp_path / "a", data, precision="bfloat16").train(tmp_path / WEIGHTS)
+    other = run(tmp_path / "b", data, precision="float32")
+    assert (other.step, other.precision) == (other.config.first_phase()[0], "float32")
+
+
+def test_the_released_shared_phase_is_found():
+    """By its configuration as it stands in the code, with whatever precision."""
+    runs = results_folder("reference") / "runs"
+    for name in ("full", "full_temporal_loss"):
+        about = read_json(runs / name / "config.json")
+        config = EXPERIMENTS[experiment_and_seed(name)[0]]
+        assert about["training"] == json.loads(json.dumps(asdict(config)))
+        sources = {source: about[source] for source in ("data", "pretrained")}
+        assert (runs / "first_phases" / first_phase_name(config, sources)).is_file()
+
+
+ENTRANCES = {
+    "command": ["-m", "lib", "experiments"],
+    "library": ["-c", "import lib, torch"],
+}
+
+
+def waits_passively(arguments: list[str], **environment: str) -> bool:
+    """What OpenMP itself says when it is loaded."""
+    said = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    said |= {"OMP_DISPLAY_ENV": "TRUE", **environment}
+    shown = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=said, capture_output=True, text=True, check=True)
+    assert "OMP_WAIT_POLICY" in shown.stderr, "OpenMP did not say how its threads wait"
+    return "OMP_WAIT_POLICY = 'PASSIVE'" in shown.stderr
+
+
+@pytest.mark.parametrize("arguments", ENTRANCES.values(), ids=ENTRANCES)
+def test_threads_wait_passively_unless_the_user_says_otherwise(arguments):
+    assert waits_passively(arguments)
+    assert not waits_passively(arguments, OMP_WAIT_POLICY="ACTIVE")
