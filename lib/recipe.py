@@ -18,11 +18,10 @@ import torch
 from lib.clips import NO_AUGMENTATION, TRUE_SKELETON, Augmentation, SkeletonNoise
 from lib.errors import InputError
 from lib.experiments import EXPERIMENTS, REFERENCE_NETWORK, beginning, listed_files, load_clips
-from lib.files import write_atomically
 from lib.hands import HandModel
 from lib.machines import Precision, machine
 from lib.objective import ClipTraining, ClipTrainingConfig
-from lib.results import commit, results_folder
+from lib.results import commit, results_folder, save_table
 from lib.training import Run
 
 BASE = EXPERIMENTS["full_temporal_loss"]
@@ -109,7 +108,7 @@ def search(
             row = _train(name, profile, folder, data_folder, generic_hand, device, crops, precision)
             row |= {"identity": identity}
             table = pd.concat((table[~of_name], pd.DataFrame([row])), ignore_index=True)
-            write_atomically(path, lambda temporary, table=table: table.to_csv(temporary, index=False))
+            save_table(table, profile, "recipe")
     return table
 
 

@@ -18,7 +18,7 @@ def trained(tmp_path, monkeypatch) -> list[str]:
     """What is trained, in place of which a row is made up; there is one file of data."""
     asked = []
 
-    def train(name, profile, folder, data_folder, generic, device, crops):
+    def train(name, profile, folder, data_folder, generic, device, crops, precision):
         asked.append(name)
         return {"variant": name, "crops_asked": crops, "known_mpjpe_mm": float(len(asked))}
 
