@@ -46,7 +46,8 @@ def benchmark_tracking(
 ) -> pd.DataFrame:
     """Time every stage of tracking both hands through a recording, known skeleton, one frame after the other.
 
-    The first pass warms up and is not counted. Columns as in `speed.csv`: stage, device, threads, median_ms, p95_ms.
+    The first pass warms up and is not counted. Columns as in `speed.csv`: stage, device, threads, median_ms, p95_ms,
+    processor.
     """
     network = prepare_for_inference(network).to(device)
     _time_recording(recording, network, Stopwatch(device))
@@ -86,14 +87,16 @@ def _time_recording(recording: Recording, network: UmeTrack, watch: Stopwatch) -
 
 
 def summary(watch: Stopwatch) -> pd.DataFrame:
-    """Median and 95th percentile of each stage."""
+    """Median and 95th percentile of each stage, and what they were measured on."""
+    about = machine(watch.device)
     rows = [
         {
             "stage": stage,
             "device": watch.device.type,
-            "threads": torch.get_num_threads(),
+            "threads": about["threads"],
             "median_ms": 1e3 * np.median(seconds),
             "p95_ms": 1e3 * np.percentile(seconds, 95),
+            "processor": f"{about['device']}, {about['instructions']}",
         }
         for stage, seconds in watch.durations.items()
     ]

@@ -87,15 +87,15 @@ def save_picture(picture: UInt8[np.ndarray, "height width"], profile: str, name:
     return path
 
 
-def save_table(table: pd.DataFrame, profile: str, name: str) -> None:
+def save_table(table: pd.DataFrame, profile: str, name: str, *, once: bool = False) -> None:
     """Write tables/<name>.csv, numbers to `DIGITS` digits, or leave it as it is if all its numbers are the same.
 
     They are the same if they differ by no more than the last digit: what lies between two digits may be rounded either
-    way on another processor.
+    way on another processor. A table of times is written `once`: it is of the machine that it names.
     """
     path = results_folder(profile) / "tables" / f"{name}.csv"
     text = table.to_csv(index=False, float_format=f"%.{DIGITS}g")
-    if not (path.is_file() and _same_cells(path.read_text(), text)):
+    if not (path.is_file() and (once or _same_cells(path.read_text(), text))):
         _write(path, text.encode())
 
 

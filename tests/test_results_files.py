@@ -68,6 +68,12 @@ def test_another_row_or_column_is_another_table():
     assert table_after(TABLE[:1], TABLE[:1].assign(more=1)).splitlines()[0].endswith(",more")
 
 
+def test_a_table_of_times_is_written_once():
+    first = table_after(TABLE)
+    save_table(TABLE[:1], "tiny", "table", once=True)
+    assert table_after() == first
+
+
 def curve(shift: float = 0.0) -> Figure:
     """A line with markers in clipped axes; 4 mm of `shift` are the height of the axes."""
     use_style()

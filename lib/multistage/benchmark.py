@@ -22,7 +22,7 @@ def benchmark_multistage(
     """Time every stage of tracking both hands through a recording, known skeleton, one frame after the other.
 
     The detector runs where a hand is lost, as a part of "crops". The first pass warms up and is not counted. Columns as
-    in `speed.csv`: stage, device, threads, median_ms, p95_ms.
+    in `speed.csv`: stage, device, threads, median_ms, p95_ms, processor.
     """
     MultistageTracker(keypoints, detector).track_known(recording, recording.hand_model)
     watch = Stopwatch(device)
