@@ -38,9 +38,11 @@ $(INSTALLED): requirements.lock
 	@if command -v uv > /dev/null; then $(install_with_uv); else $(install_with_pip); fi
 	@printf '%s\n' "$$PWD" "$$on_start" > \
 		"$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/umetrack-study.pth"
+	@mkdir -p .venv/etc/ipython && echo 'c.IPKernelApp.log_level = "ERROR"' > .venv/etc/ipython/ipython_kernel_config.py
 	@cp $< $@
 
-# The .pth file lets notebooks import lib, and lets their kernels wait passively although they load torch before it.
+# The .pth file lets notebooks import lib, and lets their kernels wait passively although they load torch before it. The
+# kernels warn of nothing but errors: not of each port that they open on this machine.
 export on_start = import os; os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # uv does not read pip's settings: hand it the folders with wheels that pip is told about.

@@ -52,7 +52,8 @@ def training_effort(profile: str, experiment: str) -> dict[str, object]:
     sittings = about["sittings"]
     threads: dict[str, dict[str, None]] = {}
     for one in sittings:
-        threads.setdefault(one["machine"]["device"], {})[str(one["machine"]["threads"])] = None
+        device = f"{one['machine']['device']}, {one['precision']}"
+        threads.setdefault(device, {})[str(one["machine"]["threads"])] = None
     return {
         "steps": about["training"]["steps"],
         "crops": int(last.crops),

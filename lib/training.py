@@ -252,6 +252,8 @@ class Run:
     def _set_up(self, learner: nn.Module) -> None:
         """Train this from now on."""
         self.module, self.network = learner, learner.network
+        if not self.network.costly_layers:
+            self.precision = "float32"  # nothing of it may run in another
         accelerate(self.network, self.device, self.precision, self.compiled)
         self.optimizer = Optimizer(
             self.config.optimizer, self.network, self.precision

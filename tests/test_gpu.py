@@ -40,6 +40,7 @@ def gpu(monkeypatch) -> Iterator[None]:
     """A simulated GPU, onto which modules can be moved."""
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "simulated")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # their data cannot take on another class
     with SimulatedGpu():

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -15,8 +16,10 @@ from lib import machines
 from lib.errors import InputError
 from lib.experiments import EXPERIMENTS, experiment_and_seed
 from lib.files import read_json
+from lib.multistage.detection_training import DetectionTraining, DetectionTrainingConfig, ViewData, ViewSource
+from lib.multistage.views import ViewSequence
 from lib.results import results_folder
-from lib.training import first_phase_name
+from lib.training import Run, first_phase_name
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,15 @@ def test_a_run_goes_on_in_the_precision_it_began_with(data, tmp_path, monkeypatc
     assert run(tmp_path / "run", data, precision=None).precision == "bfloat16"
     with pytest.raises(InputError, match="was begun in bfloat16: go on without --precision float32"):
         run(tmp_path / "run", data, precision="float32")
+
+
+def test_a_network_that_cannot_run_in_bfloat16_is_recorded_in_float32(tmp_path):
+    rng = np.random.default_rng(0)
+    images, circles = rng.integers(0, 256, (4, 48, 64), dtype=np.uint8), rng.uniform(5, 40, (4, 2, 3))
+    views = ViewSequence(images, circles.astype(np.float32), np.full((4, 2), 21))
+    source = ViewSource([views], "cpu")
+    task = DetectionTraining(DetectionTrainingConfig(steps=1, views=4), ViewData(source, source, "made up"))
+    assert Run(tmp_path / "run", task, "cpu", "bfloat16").sittings[0]["precision"] == "float32"
 
 
 def test_a_shared_phase_is_found_whatever_it_was_computed_in(data, tmp_path):

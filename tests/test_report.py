@@ -29,7 +29,8 @@ def results(tmp_path, monkeypatch) -> Path:
     for name, network in (("full", {"stem": "unshuffle", "widths": [24, 48]}), ("keynet", {"keypoint_input": True})):
         run = folder / "runs" / name
         run.mkdir(parents=True)
-        sittings = [{"commit": "abc", "machine": {"device": "abacus", "threads": n}} for n in (1, 2, 2)]
+        machines = [{"device": "abacus", "threads": n} for n in (1, 2, 2)]
+        sittings = [{"commit": "abc", "machine": one, "precision": "float32"} for one in machines]
         training = {"steps": 500, "seed": 0, "network": network, "pretrained": "keynet"}
         about = {"training": training, "sittings": sittings}
         (run / "config.json").write_text(json.dumps(about))
@@ -76,7 +77,7 @@ def test_what_was_trained(results):
         "500",
         "8,000",
         "2",
-        "abacus, threads: 1 then 2",
+        "abacus, float32, threads: 1 then 2",
     ]
     assert row(text, "`keynet`")[1] == "of the baseline"
 
@@ -86,7 +87,7 @@ def test_what_was_reached(results):
     line = row(results_section("tiny"), "`full` | known | separate-hand")
     assert line[3] == f"{reached.mpjpe_mm:.1f} [{reached.low:.1f}, {reached.high:.1f}]"
     assert reached.low <= reached.mpjpe_mm <= reached.high
-    assert (reached.crops, reached.minutes, reached.machine) == (8000, 2, "abacus, threads: 1 then 2")
+    assert (reached.crops, reached.minutes, reached.machine) == (8000, 2, "abacus, float32, threads: 1 then 2")
 
 
 def test_before_all_networks_are_trained(results):
