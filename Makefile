@@ -18,8 +18,10 @@ LESSON_DATA := data/smoke/training.json
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 EXECUTED := $(NOTEBOOKS:%=$(RESULTS)/%)
 LIBRARY := $(shell find lib -type f -not -path '*/__pycache__/*')
+WEIGHTS := $(wildcard $(RESULTS)/checkpoints/*)
+PREDICTIONS := $(RESULTS)/predictions/complete
 # What every notebook is made from, besides itself and the notebook before it.
-INPUTS := $(LIBRARY) $(INSTALLED) $(TEST_DATA) $(LESSON_DATA) $(wildcard $(RESULTS)/checkpoints/*)
+INPUTS := $(LIBRARY) $(INSTALLED) $(TEST_DATA) $(LESSON_DATA) $(WEIGHTS) $(PREDICTIONS)
 
 # One thread per core unless the caller knows better.
 export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),$(shell getconf _NPROCESSORS_ONLN))
@@ -69,6 +71,12 @@ lock: ## pin the newest versions that pyproject.toml allows (needs uv)
 
 .PHONY: study
 study: $(EXECUTED) ## run every notebook: all tables and figures of results/PROFILE
+
+# What is there already is kept, if it was made from the same weights and data.
+$(PREDICTIONS): $(LIBRARY) $(INSTALLED) $(TEST_DATA) $(WEIGHTS)
+	@echo '== predictions'
+	@$(PYTHON) -m lib predict --profile $(PROFILE)
+	@touch $@
 
 # Each notebook waits for the one before it.
 $(foreach notebook,$(EXECUTED),$(eval $(notebook): $(previous))$(eval previous := $(notebook)))
@@ -134,12 +142,12 @@ test-library: $(INSTALLED)
 	@$(PYTHON) -m pytest
 
 # Before the notebooks, which write the tables anew.
-test-tables: $(INSTALLED) $(TEST_DATA)
+test-tables: $(PREDICTIONS)
 	@echo '== released tables'
 	@TQDM_DISABLE=1 $(PYTHON) -m pytest tests/study_tables.py
 
 # The stored outputs of cells tagged nbval-check-output must come out again; cells without the tag must run.
-test-notebooks: $(INSTALLED) $(TEST_DATA) $(LESSON_DATA) | test-tables
+test-notebooks: $(PREDICTIONS) $(LESSON_DATA) | test-tables
 	@echo '== stored outputs of the notebooks'
 	@TQDM_DISABLE=1 $(PYTHON) -m pytest --nbval-lax --nbval-current-env $(NOTEBOOKS)
 

@@ -17,6 +17,7 @@ from lib.experiments import EXPERIMENTS, PUBLISHED_NETWORK, REFERENCE_NETWORK, t
 from lib.files import read_hand
 from lib.hands import HandModel
 from lib.machines import PRECISIONS, process_group
+from lib.methods import make_predictions
 from lib.methods import tune as tune_methods
 from lib.metrics import auc, mpjpa, mpjpe, pck
 from lib.multistage.benchmark import benchmark_multistage
@@ -119,6 +120,12 @@ def list_experiments(options: argparse.Namespace) -> None:
     print(*EXPERIMENTS, sep="\n")
 
 
+def predict(options: argparse.Namespace) -> None:
+    """Make what is missing of the predictions that tables and figures are made of."""
+    workers = 1 if options.device.startswith("cuda") else options.workers
+    make_predictions(options.profile, options.data or ROOT / "data" / options.profile, workers, options.device)
+
+
 def search(options: argparse.Namespace) -> None:
     """Compare training recipes and print the table."""
     data = options.data or ROOT / "data" / options.profile
@@ -192,6 +199,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_render,
         _add_train,
         _add_experiments,
+        _add_predict,
         _add_search,
         _add_tune,
         _add_report,
@@ -261,6 +269,15 @@ def _add_train(commands) -> None:
 def _add_experiments(commands) -> None:
     command = commands.add_parser("experiments", help="list what there is to train")
     command.set_defaults(run=list_experiments)
+
+
+def _add_predict(commands) -> None:
+    command = commands.add_parser("predict", help="track the test split by every method, where that is not done yet")
+    command.set_defaults(run=predict)
+    command.add_argument("--profile", default="reference", help="smoke or reference")
+    command.add_argument("--data", type=Path, help="folder of the rendered dataset (default: data/PROFILE)")
+    command.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes (default: one per core)")
+    command.add_argument("--device", type=_device, default=_fastest_device())
 
 
 def _add_search(commands) -> None:

@@ -6,25 +6,32 @@ weights, shared phases and rows of a search are found whatever they were compute
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import shutil
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
+import cv2
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 from lib.errors import InputError
 
 Precision = Literal["float32", "bfloat16"]
 Measured = TypeVar("Measured")
+Result = TypeVar("Result")
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
@@ -94,6 +101,31 @@ def process_group(device: str) -> Iterator[None]:
         dist.barrier()  # a process that left first would take the connections of the others with it
     finally:
         dist.destroy_process_group()
+
+
+def in_processes(jobs: Sequence[Callable[[], Result]], workers: int, title: str, unit: str) -> Iterator[Result]:
+    """The results of jobs, as they come, from processes of one thread each, with a progress bar.
+
+    The first failure stops what has not begun. Raises InputError if a process dies.
+    """
+    with ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context("spawn"), start_worker) as pool:
+        pending = [pool.submit(job) for job in jobs]
+        try:
+            for job in tqdm(as_completed(pending), title, len(pending), unit=unit):
+                yield job.result()
+        except BrokenProcessPool as error:
+            raise InputError(f"{title}: a process has died; if memory ran out, use fewer --workers") from error
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def start_worker() -> None:
+    """Keep a process to one thread and its progress to itself; an interrupt is the parent's business."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    os.environ["TQDM_DISABLE"] = "1"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def distribute(learner: nn.Module) -> nn.Module:

@@ -6,8 +6,9 @@ weights it was found with, and refused once these have changed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from lib.errors import InputError
 from lib.experiments import experiment_and_seed
 from lib.filters import OneEuroFilter, search_one_euro
+from lib.machines import in_processes
 from lib.multistage.fit import FIT_WEIGHTS
 from lib.multistage.looks import Footage
 from lib.multistage.networks import keypoint_source
@@ -42,6 +44,8 @@ from lib.tracking import Tracks
 
 KEYPOINTS = "keynet"
 """The experiment that trains what the baseline needs on labelled crops."""
+WITHOUT_MEMORY = (TEMPORAL, "full")
+"""The experiments whose networks are compared with themselves without temporal state."""
 _FILTERING = ("full", *FILTERED.values())
 """The experiments that the filters are tuned with."""
 ONE_EURO, FIT_WEIGHTS_SEARCH, PINCH_THRESHOLDS = "one_euro", "fit_weights", "pinch_thresholds"
@@ -67,11 +71,36 @@ def predict_all(profile: str, data_folder: Path, device: str = "cpu") -> AllPred
     return made
 
 
+def make_predictions(profile: str, data_folder: Path, workers: int, device: str = "cpu") -> None:
+    """Make what is missing of all predictions on the test split, `workers` methods at once, each on one thread.
+
+    Raises InputError if weights or data are missing.
+    """
+    make = partial(predict, profile=profile, data_folder=data_folder, device=device)
+    runs = dict.fromkeys((*END_TO_END, *_repeated_runs(profile)))  # each once
+    jobs: list[Callable[[], object]] = [partial(make, run) for run in runs]
+    jobs += [partial(make, name, without_memory=True) for name in WITHOUT_MEMORY]
+    if _has_baseline(profile):
+        jobs.insert(0, partial(predict_multistage, profile, data_folder, device=device))  # it takes longest
+    load_sequences(data_folder, "test")  # which cuts their crops, once for all
+    for _ in in_processes([partial(_without_result, job) for job in jobs], workers, "predictions", "method"):
+        pass
+
+
+def _without_result(job: Callable[[], object]) -> None:
+    """What a job leaves is in files; what it returns need not travel between processes."""
+    job()
+
+
 def predict_seeds(profile: str, data_folder: Path, device: str = "cpu") -> dict[str, Predictions]:
     """The predictions for known skeletons of the experiments of `REPEATED`, whatever the seed, that have weights."""
+    return {run: predict(run, profile, data_folder, device=device)["known"] for run in _repeated_runs(profile)}
+
+
+def _repeated_runs(profile: str) -> list[str]:
+    """The runs of the experiments of `REPEATED`, whatever the seed, that have weights."""
     weights = sorted((results_folder(profile) / "checkpoints").glob("*.safetensors"))
-    runs = [path.stem for path in weights if experiment_and_seed(path.stem)[0] in REPEATED]
-    return {run: predict(run, profile, data_folder, device=device)["known"] for run in runs}
+    return [path.stem for path in weights if experiment_and_seed(path.stem)[0] in REPEATED]
 
 
 def predict_multistage(

@@ -1,10 +1,12 @@
 """Precision and threads: what is chosen where nobody says otherwise."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import pytest
@@ -99,6 +101,25 @@ def test_the_released_shared_phase_is_found():
         assert about["training"] == json.loads(json.dumps(asdict(config)))
         sources = {source: about[source] for source in ("data", "pretrained")}
         assert (runs / "first_phases" / first_phase_name(config, sources)).is_file()
+
+
+def test_jobs_run_in_processes_of_one_thread():
+    jobs = [partial(math.sqrt, number) for number in (4, 9, 16)]
+    assert sorted(machines.in_processes(jobs, 2, "roots", "root")) == [2, 3, 4]
+    assert list(machines.in_processes([torch.get_num_threads], 2, "threads", "process")) == [1]
+
+
+@pytest.mark.parametrize(
+    ("job", "error", "message"),
+    [
+        (partial(math.sqrt, -1), ValueError, "math domain error"),
+        (partial(os._exit, 1), InputError, "roots: a process has died; if memory ran out, use fewer --workers"),
+    ],
+    ids=["error", "death"],
+)
+def test_the_first_failure_of_a_process_is_raised(job, error, message):
+    with pytest.raises(error, match=message):
+        list(machines.in_processes([job, partial(math.sqrt, 4)], 1, "roots", "root"))
 
 
 ENTRANCES = {

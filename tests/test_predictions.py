@@ -12,8 +12,10 @@ from test_streams import reindex, tiny_dataset
 from lib.checkpoints import load_network, save_network
 from lib.errors import InputError
 from lib.filters import OneEuroFilter
+from lib.methods import WITHOUT_MEMORY, make_predictions
 from lib.metrics import mpjpa, mpjpe
 from lib.predictions import (
+    END_TO_END,
     Predictions,
     TrackedSequence,
     fitted_scale,
@@ -184,3 +186,15 @@ def test_a_trained_network_predicts_as_the_tracker_does(dataset, results):
         for ours, theirs in zip(predictions.sequences, one_by_one[skeleton].sequences, strict=True):
             shown = theirs.valid
             np.testing.assert_allclose(ours.tracked_keypoints[shown], theirs.tracked_keypoints[shown], atol=3e-3)
+
+
+def test_all_predictions_are_made_at_once(dataset, results, monkeypatch):
+    """Of all networks, known and unknown, and those without temporal state."""
+    monkeypatch.setattr("lib.methods.in_processes", lambda jobs, workers, *title: [job() for job in jobs])
+    for name in END_TO_END:
+        save_network(tiny_network(), results / "checkpoints" / f"{name}.safetensors")
+    save_network(tiny_network(seed=1), results / "checkpoints" / "full_seed1.safetensors")
+    make_predictions("tiny", dataset, workers=2)
+    made = {path.name for path in (results / "predictions").iterdir()}
+    runs = (*END_TO_END, "full_seed1", *(f"{name}_forgetful" for name in WITHOUT_MEMORY))
+    assert made == {f"{run}_{skeleton}.npz" for run in runs for skeleton in ("known", "unknown")}
