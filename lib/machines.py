@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partialmethod
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
@@ -124,7 +124,7 @@ def start_worker() -> None:
     """Keep a process to one thread and its progress to itself; an interrupt is the parent's business."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    os.environ["TQDM_DISABLE"] = "1"
+    tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
