@@ -18,6 +18,7 @@ from lib.recordings import read_recording
 from lib.rendered.shape import generic_hand
 
 STREAMS = ("1201-1", "1201-2")
+WIDTH, HEIGHT = 636, 480
 QUATERNION, TRANSLATION = [0.8, 0.0, 0.6, 0.0], [0.1, -0.2, 1.5]
 POSE = {"quaternion_wxyz": QUATERNION, "translation_xyz": TRANSLATION}
 WRIST = {"quaternion_wxyz": [0.5, 0.5, -0.5, 0.5], "translation_xyz": [0.0, 0.1, 0.4]}
@@ -25,7 +26,12 @@ ARIA = [241.6, 317.9, 239.8, -0.02, 0.09, -0.06, 0.01, 0.002, -0.001, 0.0005, -0
 
 
 def calibration(model: str = "CameraModelType.FISHEYE624", parameters: list[float] = ARIA) -> dict:
-    return {"image_width": 32, "image_height": 24, "projection_model_type": model, "projection_params": parameters}
+    return {
+        "image_width": WIDTH,
+        "image_height": HEIGHT,
+        "projection_model_type": model,
+        "projection_params": parameters,
+    }
 
 
 def tiny_clip(rng) -> dict[str, bytes]:
@@ -46,7 +52,7 @@ def tiny_clip(rng) -> dict[str, bytes]:
 
 
 def jpeg(level: int) -> bytes:
-    return cv2.imencode(".jpg", np.full((24, 32), level, np.uint8))[1].tobytes()
+    return cv2.imencode(".jpg", np.full((HEIGHT, WIDTH), level, np.uint8))[1].tobytes()
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> Path:
@@ -87,7 +93,7 @@ def test_pictures_of_a_clip(members, tmp_path):
     for frame in range(3):
         for index, stream in enumerate(STREAMS):
             picture = clip.image(stream, frame)
-            assert picture.shape == (24, 32)
+            assert picture.shape == (HEIGHT, WIDTH)
             assert np.abs(picture.astype(int) - (60 * frame + 20 * index)).max() <= 1
     with pytest.raises(InputError, match="no picture of stream 214-1 in frame 0; streams: 1201-1, 1201-2"):
         clip.image("214-1", 0)
@@ -121,7 +127,7 @@ def test_names_that_leave_the_folder_are_ignored(members, tmp_path):
 def test_camera_models(model, parameters, expected):
     camera = camera_from_calibration(calibration(model, parameters))
     assert type(camera) is expected
-    assert (camera.width, camera.height) == (32, 24)
+    assert (camera.width, camera.height) == (WIDTH, HEIGHT)
     assert torch.cat((camera.focal_px, camera.center_px, camera.distortion)).tolist()[-len(parameters) :] == parameters
 
 
@@ -135,7 +141,7 @@ def test_an_unknown_camera_model_lists_the_known_ones(members, tmp_path):
     stored = json.loads(members["000000.cameras.json"])
     stored["1201-1"]["calibration"]["projection_model_type"] = "KB4"
     path = write_tar(tmp_path / "clip.tar", {**members, "000000.cameras.json": json.dumps(stored).encode()})
-    with pytest.raises(InputError, match=r"clip\.tar: unknown camera model KB4"):
+    with pytest.raises(InputError, match=r"clip\.tar: 000000\.cameras\.json: unknown camera model KB4"):
         read_hot3d(path)
 
 
@@ -147,7 +153,7 @@ def test_a_wrong_number_of_parameters():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"__hand_shapes.json__": None}, "the field '__hand_shapes.json__' is missing"),
+        ({"__hand_shapes.json__": None}, "the member __hand_shapes.json__ is missing"),
         ({"000001.cameras.json": b'{"1201-1": {}}'}, "is missing"),
         ({"000001.cameras.json": b"{"}, "not in the expected form"),
         ({f"00000{frame}.cameras.json": None for frame in range(3)}, r"no NNNNNN\.cameras\.json inside"),
@@ -177,7 +183,7 @@ def write_recording(folder: Path) -> None:
     ]
     lines = [{"timestamp_ns": 10, "hand_poses": {"0": hands[0], "1": hands[0]}}]
     lines += [{"timestamp_ns": 20, "hand_poses": {"0": hands[0], "1": hands[1]}}]
-    model = {"imageWidth": 32, "imageHeight": 24, "projectionModelType": "CameraModelType.FISHEYE624"}
+    model = {"imageWidth": WIDTH, "imageHeight": HEIGHT, "projectionModelType": "CameraModelType.FISHEYE624"}
     stored = {**model, "projectionParams": ARIA, "stream_id": "1201-1", "T_Device_Camera": POSE}
     header = "timestamp[ns]," + ",".join(f"t_wo_{a}[m]" for a in "xyz") + "," + ",".join(f"q_wo_{a}" for a in "wxyz")
     (folder / "umetrack_hand_pose_trajectory.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -211,11 +217,16 @@ def test_a_recording_with_a_missing_file(tmp_path, name):
         read_hot3d(tmp_path)
 
 
-def test_a_recording_without_headset_pose_at_a_labelled_time(tmp_path):
+def test_a_frame_without_headset_pose_is_one_frame(tmp_path):
     write_recording(tmp_path)
     path = tmp_path / "headset_trajectory.csv"
     path.write_text(path.read_text().replace("20,0", "21,0"))
-    with pytest.raises(InputError, match="no headset pose at 1 of 2 labelled times, first 20 ns"):
+    recording = read_hot3d(tmp_path)
+    assert recording.headset_tracked.tolist() == [True, False]
+    assert recording.labelled.tolist() == [[True, True], [False, False]]
+    assert recording.world_from_camera["1201-1"].isfinite().all()
+    path.write_text(path.read_text().replace("10,0", "11,0"))
+    with pytest.raises(InputError, match="no headset pose at any of 2 labelled times"):
         read_hot3d(tmp_path)
 
 

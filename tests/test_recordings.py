@@ -260,14 +260,18 @@ def test_a_truncated_video(tiny, tmp_path, share):
 
 
 @pytest.mark.parametrize(
-    ("frames", "message"),
+    ("frames", "decoded"),
     [(3, "holds 3 frames, but its json labels 4"), (6, "holds more than 4 frames, but its json labels 4")],
 )
-def test_a_video_of_another_length(tiny, tmp_path, frames, message):
+def test_a_video_of_another_length(tiny, tmp_path, frames, decoded):
+    """Found when the recording is read, and again, should it be replaced since, when the video is decoded."""
     video = tiny.write(tmp_path)
+    recording = read_recording(video)
     write_gray_video(video, tiny.images[np.arange(frames) % FRAMES])
-    with pytest.raises(InputError, match=message):
-        drain(video)
+    with pytest.raises(InputError, match=rf"mp4 holds {frames} frames, but its json labels 4"):
+        read_recording(video)
+    with pytest.raises(InputError, match=decoded):
+        list(recording.images())
 
 
 @pytest.mark.parametrize("shape", [(3, 48, 64), (4, 46, 64), (4, 48, 62)], ids=str)
