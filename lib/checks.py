@@ -26,8 +26,8 @@ HAND_REACH = 0.05, 0.5
 """How far the landmark that is farthest from the wrist may lie from it (m)."""
 RIG_SIZE = 0.005, 1.0
 """The largest distance between two cameras of a headset (m)."""
-MAX_WRIST_DISTANCE = 3.0
-"""Of a labelled wrist from the nearest camera (m)."""
+ARM, MAX_WRIST_DISTANCE = 1.0, 3.0
+"""What an arm reaches, and the limit for a labelled wrist: distances from the nearest camera (m)."""
 MAX_POSITION = 10_000.0
 """Distance of anything from the origin of the world (m)."""
 MAX_ANGLE = math.pi
@@ -38,9 +38,9 @@ MAX_SHEAR = 2e-3
 """Of R R^T from the identity: matrices rounded to three decimals pass, a scale of 1.002 does not."""
 RIG_MOVES = 0.02, 0.1
 """How far a camera may move within its headset over time (m, and as an entry of a rotation matrix)."""
-SEEN, UNSEEN, MIN_WRISTS = 0.5, 0.05, 5
-"""Shares of the labelled wrists in view of a camera: poses are refused where they give less than the second, and more
-than the first under another convention. Of fewer wrists nothing is concluded."""
+LIKELY, UNLIKELY, MIN_WRISTS = 0.5, 0.05, 5
+"""Shares of the labelled wrists in view and reach: poses are refused where they give less than the second, and more
+than the first once inverted. Of fewer wrists nothing is concluded."""
 QUARTER_TURN_MARGIN = 1e-3
 """Of a quarter turn: multiples of 1.5708 are not degrees."""
 
@@ -223,7 +223,7 @@ def check_rig(
         index, part = moved.nonzero()[0].tolist()
         frame = int(posed.nonzero()[index])
         raise InputError(
-            f"{given}: in frame {frame} the camera {streams[part]} stands elsewhere in the headset than in most; "
+            f"{given}: in frame {frame}, {streams[part]} stands elsewhere in the headset than in most; "
             f"expected cameras that keep their places{swapped}"
         )
 
@@ -248,10 +248,10 @@ def check_wrists(
     world_from_wrist: Float[Tensor, "frames 2 4 4"],
     labelled: Bool[Tensor, "frames 2"],
 ) -> None:
-    """Rigid labelled wrists near the headset and, under no other convention of poses alone, in its view.
+    """Rigid labelled wrists near the headset, and not in its view and reach only if one of the poses is inverted.
 
     `names` are those of the fields of cameras and wrists. Hands may be out of view: poses are refused only if less than
-    a twentieth of the labelled wrists is in view as they stand, and more than half once one of them is inverted.
+    a twentieth of the labelled wrists is in view and reach as they stand, and more than half once one is inverted.
     """
     check_rigid(names[1], HAND_NAMES, world_from_wrist, labelled)
     frame, hand = labelled.nonzero(as_tuple=True)
@@ -267,24 +267,26 @@ def check_wrists(
         )
     if torch.linalg.vector_norm(wrists[:, :3, 3], dim=-1).amax() < RIG_SIZE[0]:
         raise InputError(f"{names[1]}: all wrists lie within 5 mm of the origin; in metres instead of mm?")
-    if len(wrists) >= MIN_WRISTS and _share_in_view(cameras, cameras_from, wrists) < UNSEEN:
+    if len(wrists) >= MIN_WRISTS and _share_in_reach(cameras, cameras_from, wrists) < UNLIKELY:
         others = {names[0]: (invert(cameras_from), wrists), names[1]: (cameras_from, invert(wrists))}
         for name, poses in others.items():
-            if _share_in_view(cameras, *poses) > SEEN:
+            if _share_in_reach(cameras, *poses) > LIKELY:
                 raise InputError(
-                    f"{name}: no camera sees the labelled wrists, but would if these were inverted; are they?"
+                    f"{name}: the labelled wrists are out of view or reach, and would not be if these were inverted; "
+                    "are they?"
                 )
 
 
-def _share_in_view(
+def _share_in_reach(
     cameras: Sequence[Camera],
     world_from_camera: Float[Tensor, "hands cameras 4 4"],
     world_from_wrist: Float[Tensor, "hands 4 4"],
 ) -> float:
-    """The share of wrists in front of and in the picture of at least one camera."""
+    """The share of wrists in front of and in the picture of at least one camera, and no farther than an arm."""
     points = apply(invert(world_from_camera), world_from_wrist[:, None, None, :3, 3])[..., 0, :]
     seen = [camera.sees(part) & (part[:, 2] > 0) for camera, part in zip(cameras, points.unbind(1), strict=True)]
-    return float(torch.stack(seen).any(dim=0).double().mean())
+    near = torch.linalg.vector_norm(points, dim=-1).amin(dim=1) < ARM
+    return float((torch.stack(seen).any(dim=0) & near).double().mean())
 
 
 def check_joint_angles(

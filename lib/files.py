@@ -178,13 +178,19 @@ def load_arrays(path: Path, names: Iterable[str] | None = None) -> dict[str, np.
 
 
 def check_shapes(arrays: Mapping[str, np.ndarray], expected: Mapping[str, tuple]) -> None:
-    """Raise ValueError unless arrays have the expected (type, lengths...), and finite values. None: any length."""
+    """Raise ValueError unless arrays have the expected (type, lengths...), and finite values.
+
+    A length with a name may be any, but is the same throughout.
+    """
+    lengths: dict[str, int] = {}
     for name, (dtype, *shape) in expected.items():
         array = arrays[name]
-        fits = array.ndim == len(shape) and all(e in (None, a) for e, a in zip(shape, array.shape, strict=True))
-        if array.dtype != dtype or not fits:
+        known = [
+            lengths.setdefault(e, a) if isinstance(e, str) else e for e, a in zip(shape, array.shape, strict=False)
+        ]
+        if array.dtype != dtype or array.ndim != len(shape) or list(array.shape) != known:
             raise ValueError(f"{name} is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {tuple(shape)}")
-        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"{name} holds values that are not finite")
 
 
