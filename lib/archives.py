@@ -17,7 +17,7 @@ from pathlib import Path
 from lib.errors import InputError
 from lib.files import refuse_pointer
 
-MAX_MEMBER, MAX_ARCHIVE, MAX_MEMBERS = 1 << 25, 1 << 31, 100_000
+MAX_MEMBER, MAX_ARCHIVE, MAX_MEMBERS = 1 << 25, 1 << 30, 100_000
 """Bytes of a member and of a whole archive, unpacked, and how many members: a clip takes about a tenth of each."""
 _COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 

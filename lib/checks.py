@@ -269,12 +269,12 @@ def check_wrists(
         raise InputError(f"{names[1]}: all wrists lie within 5 mm of the origin; in metres instead of mm?")
     if len(wrists) >= MIN_WRISTS and _share_in_reach(cameras, cameras_from, wrists) < UNLIKELY:
         others = {names[0]: (invert(cameras_from), wrists), names[1]: (cameras_from, invert(wrists))}
-        for name, poses in others.items():
-            if _share_in_reach(cameras, *poses) > LIKELY:
-                raise InputError(
-                    f"{name}: the labelled wrists are out of view or reach, and would not be if these were inverted; "
-                    "are they?"
-                )
+        likely = [name for name, poses in others.items() if _share_in_reach(cameras, *poses) > LIKELY]
+        if likely:
+            raise InputError(
+                "the labelled wrists are out of view or reach, and would not be if "
+                f"{' or '.join(likely)} were inverted: are they?"
+            )
 
 
 def _share_in_reach(
