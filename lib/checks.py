@@ -122,8 +122,10 @@ def refuse(wrong: Bool[Tensor, "..."], message: str, values: Tensor) -> None:
 
 def check_hand(model: HandModel) -> None:
     """Unit axes, limits in order, weights that sum to one, a hand's size."""
-    axes = torch.linalg.vector_norm(model.joint_rotation_axes[:NUM_FINGER_JOINTS], dim=-1)
-    refuse((axes - 1).abs() > 0.02, "joint_rotation_axes{place} has length {value}, expected 1", axes)
+    axes = torch.linalg.vector_norm(model.joint_rotation_axes, dim=-1)
+    wrist = torch.arange(len(axes)) >= NUM_FINGER_JOINTS  # may have no axis: nothing turns about it
+    wrong = ((axes - 1).abs() > 0.02) & ~(wrist & (axes == 0))
+    refuse(wrong, "joint_rotation_axes{place} has length {value}, expected 1", axes)
     low, high = model.joint_limits.unbind(-1)
     refuse(low > high, "joint_limits{place} begins at {value} rad, above its end: expected [low, high]", low)
     names = {"landmark_rest_bone_weights": model.landmark_bone_weights, "dense_bone_weights": model.mesh_bone_weights}

@@ -103,8 +103,9 @@ def _read_tar(path: Path) -> Hot3dClip:
         hands = [_parsed(members, f"{frame}.hands.json") if has_hands else {} for frame in frames]
         with describing(f"{frames[0]}.cameras.json"):
             lenses = {s: camera_from_calibration(checks.field(entry, "calibration")) for s, entry in cameras[0].items()}
+        number = {frame: index for index, frame in enumerate(frames)}
         encoded = {
-            (frames.index(match[1]), match[2]): content
+            (number[match[1]], match[2]): content
             for name, content in members.items()
             if (match := re.fullmatch(r"(\d+)\.image_(.+)\.(?:jpg|png)", name))
         }
@@ -154,7 +155,9 @@ def _poses_of_clip(member: str, hands: Json) -> HandPoses:
 def _poses_of_recording(line: Json) -> HandPoses:
     """A hand without confidence is absent."""
     poses = [checks.field(line, "hand_poses").get(hand) for hand in "01"]
-    poses = [pose if pose is not None and json_array(pose, "hand_confidence", ()) > 0 else None for pose in poses]
+    poses = [
+        pose if pose is not None and json_array(pose, "hand_confidence", (), absent=1) > 0 else None for pose in poses
+    ]
     return _both(poses, "wrist_xform", "q_wxyz", "t_xyz")
 
 

@@ -110,6 +110,7 @@ def decode_gray(video: Path, start: int = 0) -> Iterator[UInt8[np.ndarray, "heig
         with av.open(str(video), metadata_errors="replace") as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
+            stream.codec_context.options = {"err_detect": "explode"}  # else what is damaged is painted over
             for frame in itertools.islice(container.decode(stream), start, None):
                 if not _EIGHT_BIT_LUMA.fullmatch(frame.format.name):
                     raise InputError(

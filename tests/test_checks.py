@@ -143,6 +143,7 @@ DEEP = json.loads("[" * 900 + "1" + "]" * 900)
         (put("hand_model", "hand_scale", 0.01), "hand_scale is 0.01, expected 0.1 to 10"),
         (put("hand_model", "hand_scale", 10**400), "hand_model: hand_scale is not an array of numbers"),
         (put("hand_model", "joint_rotation_axes", 4, [0, 0, 0]), r"joint_rotation_axes\[4\] has length 0, expected 1"),
+        (put("hand_model", "joint_rotation_axes", 21, [1e30, 0, 0]), r"joint_rotation_axes\[21\] has length 1e\+30"),
         (put("hand_model", "landmark_rest_bone_weights", 7, [0, 0, 0]), r"landmark_rest_bone_weights\[7\] sums to 0"),
         (put("hand_model", "dense_bone_weights", 7, [0] * 17), r"dense_bone_weights\[7\] sums to 0"),
         (put("hand_model", "dense_bone_weights", 7, 0, -5), r"dense_bone_weights\[7\]\[0\] is -5, expected -0\.01"),

@@ -380,6 +380,19 @@ def test_a_video_of_another_length(tiny, tmp_path, frames, decoded):
         list(recording.images())
 
 
+@pytest.mark.parametrize("start", [0.3, 0.5, 0.7])
+def test_a_video_with_a_damaged_picture(tiny, tmp_path, start):
+    """Decoders paint over what they cannot read, unless they are told not to."""
+    video = tiny.write(tmp_path)
+    content = bytearray(video.read_bytes())
+    start = int(start * len(content))
+    content[start : start + 400] = np.random.default_rng(0).bytes(400)
+    video.write_bytes(content)
+    assert len(read_recording(video)) == FRAMES
+    with pytest.raises(InputError, match=r"recording_00\.mp4 is not a video that can be decoded to its end"):
+        drain(video)
+
+
 @pytest.mark.parametrize("shape", [(3, 48, 64), (4, 46, 64), (4, 48, 62)], ids=str)
 def test_views_of_another_size(tiny, tmp_path, shape):
     video = tiny.write(tmp_path)
