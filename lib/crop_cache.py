@@ -68,6 +68,8 @@ class CropSequence:
             images = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
             stored = load_arrays(path.with_suffix(".npz"), _SHAPES)
             check_shapes(stored, _SHAPES)
+            if not (np.isin(stored["views"], range(MAX_VIEWS + 1)).all() and (stored["focal_px"] > 0).all()):
+                raise ValueError(f"views outside 0..{MAX_VIEWS}, or focal lengths that are not positive")
         except BROKEN_ARRAYS as error:
             raise InputError(
                 f"{path}.npy and .npz are not a complete sequence of crops: {error}; render it again"

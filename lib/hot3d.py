@@ -273,12 +273,15 @@ def camera_from_calibration(calibration: Json) -> Camera:
 
 def _read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     """The rows of a CSV file with the given columns among others."""
-    reader = csv.DictReader(read_text(path).splitlines())
     with describing(path):
-        missing = [column for column in columns if column not in (reader.fieldnames or ())]
-        if missing:
-            raise InputError(f"the column {missing[0]} is missing; there are {', '.join(reader.fieldnames or ())}")
-        return list(reader)
+        reader = csv.DictReader(read_text(path).splitlines())
+        try:
+            missing = [column for column in columns if column not in (reader.fieldnames or ())]
+            if missing:
+                raise InputError(f"the column {missing[0]} is missing; there are {', '.join(reader.fieldnames or ())}")
+            return list(reader)
+        except csv.Error as error:
+            raise InputError(f"not in the expected form: {error}") from error
 
 
 def _headset_path(path: Path, timestamps: Sequence[int]) -> Float[Tensor, "frames 4 4"]:

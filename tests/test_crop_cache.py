@@ -130,6 +130,8 @@ def test_pictures_of_another_sequence_are_refused(saved: Path):
         ("joint_angles", np.zeros((2, 2, 22), np.float64), "joint_angles is float64"),
         ("focal_px", np.full((2, 2, 2), np.nan, np.float32), "focal_px holds values that are not finite"),
         ("landmark_bone_weights", np.zeros((20, 17), np.float32), r"landmark_bone_weights is float32 \(20, 17\)"),
+        ("views", np.full((2, 2), 3), r"views outside 0\.\.2"),
+        ("focal_px", np.zeros((2, 2, 2), np.float32), "focal lengths that are not positive"),
         ("views", np.array([[object()] * 2] * 2), "Object arrays cannot be loaded"),
     ],
 )

@@ -414,6 +414,7 @@ def test_malformed_masks(tmp_path, rows, message):
         (TRAJECTORY, "[0.5, 0.5, -0.5, 0.5]", "[0, 0, 0, 0]", "line 1: q_wxyz has length 0"),
         (HEADSET, "20,0,1,0,1,0,0,0", "20,0,1,0,0,0,0,0", "at 20 ns: quaternion_wxyz has length 0"),
         (HEADSET, "20,0,1,0,1,0,0,0", "20,0,1,0", "headset_trajectory.csv: at 20 ns: not in the"),
+        (HEADSET, "20,0,1,0,1,0,0,0", "2" * 200_000, "headset_trajectory.csv: not in the expected form: field larger"),
         (HEADSET, "20,0,1,0,1,0,0,0", "20,0,x,0,1,0,0,0", "at 20 ns: not in the expected form"),
         (HEADSET, "20,0,1,0", "20,0,1000000,0", "of frame 1, 1201-1, is no rigid motion"),
         (HEADSET, "q_wo_w", "q_w", "the column q_wo_w is missing"),
