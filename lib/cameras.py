@@ -1,10 +1,11 @@
-"""Camera models: pinhole, Fisheye62 and Fisheye624, and cameras placed in the world.
+"""Camera models: pinhole, Fisheye44, Fisheye62 and Fisheye624, and cameras placed in the world.
 
 A camera is immutable; its parameters may carry batch dimensions, which broadcast against those of the points:
 `camera[:, None].project(points)` projects points (cameras, n, 3). Camera axes are x right, y down, z forward, pixel
 centres lie at integer coordinates. Geometry is computed in the type of its input; use float64 where it matters.
 
-Source: the camera models of the public dataset; Kannala & Brandt 2006 for the fisheye family.
+Source: the camera models of the public dataset and of its hand tracking toolkit; Kannala & Brandt 2006 for the fisheye
+family.
 """
 
 from __future__ import annotations
@@ -81,10 +82,10 @@ class Camera:
         return in_range & self.contains(self.project(points_camera))
 
     def _distort(self, points_camera: Points) -> Pixels:
-        raise TypeError("Camera is abstract: use Pinhole, Fisheye62 or Fisheye624")
+        raise TypeError("Camera is abstract: use Pinhole, Fisheye44, Fisheye62 or Fisheye624")
 
     def _undistort(self, plane: Pixels) -> Points:
-        raise TypeError("Camera is abstract: use Pinhole, Fisheye62 or Fisheye624")
+        raise TypeError("Camera is abstract: use Pinhole, Fisheye44, Fisheye62 or Fisheye624")
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,9 @@ class Pinhole(Camera):
 
 
 @dataclass(frozen=True)
-class Fisheye62(Camera):
-    """Equidistant fisheye with six radial and two tangential terms, k1..k6 p1 p2."""
+class Fisheye(Camera):
+    """What the fisheye models share: the equidistant plane, on which the angle from the optical axis is the radius."""
 
-    num_distortion: ClassVar[int] = 8
     max_angle: ClassVar[float] = torch.pi
 
     def _distort(self, points_camera: Points) -> Pixels:
@@ -127,15 +127,39 @@ class Fisheye62(Camera):
         radius = (x * x + y * y).clamp(min=torch.finfo(x.dtype).tiny).sqrt()
         return self._lens(points_camera[..., :2] * (torch.atan2(radius, z) / radius)[..., None])
 
+    def _undistort(self, plane: Pixels) -> Points:
+        equidistant = _invert_by_newton(self._lens, plane)
+        theta = torch.linalg.vector_norm(equidistant, dim=-1, keepdim=True)
+        # Beyond the range of the lens its polynomial folds over, and reaches pixels from the opposite side.
+        folded = (equidistant * plane).sum(dim=-1, keepdim=True) < 0
+        outside = folded | (theta > self.max_angle) | theta.isnan()
+        direction = equidistant * torch.where(theta < 1e-12, 1, torch.sin(theta) / theta.clamp(min=1e-12))
+        return torch.cat((direction, torch.cos(theta)), dim=-1).masked_fill(outside, torch.nan)
+
+    def _lens(self, plane: Pixels) -> Pixels:
+        """Distortion of a point of the equidistant plane."""
+        raise TypeError("Fisheye is abstract: use Fisheye44, Fisheye62 or Fisheye624")
+
+
+def _bend(plane: Pixels, k: Float[Tensor, "*#batch terms"]) -> Pixels:
+    """Points of the equidistant plane, moved along their radius: times 1 + k1 rho^2 + k2 rho^4 + ..."""
+    rho2 = plane.square().sum(dim=-1).clamp(max=torch.pi**2)
+    *lower, radial = k.unbind(-1)
+    for term in reversed(lower):
+        radial = radial * rho2 + term
+    return plane * (1 + radial * rho2)[..., None]
+
+
+@dataclass(frozen=True)
+class Fisheye62(Fisheye):
+    """Equidistant fisheye with six radial and two tangential terms, k1..k6 p1 p2."""
+
+    num_distortion: ClassVar[int] = 8
+
     def _lens(self, plane: Pixels) -> Pixels:
         """Radial, tangential and thin-prism terms, applied to the point of the equidistant plane."""
-        k, (p1, p2) = self.distortion[..., :6], self.distortion[..., 6:8].unbind(-1)
-        rho2 = plane.square().sum(dim=-1).clamp(max=torch.pi**2)
-        radial = k[..., 5]
-        for order in (4, 3, 2, 1, 0):
-            radial = radial * rho2 + k[..., order]
-        bent = plane * (1 + radial * rho2)[..., None]
-        x, y = bent.unbind(-1)
+        p1, p2 = self.distortion[..., 6:8].unbind(-1)
+        x, y = _bend(plane, self.distortion[..., :6]).unbind(-1)
         s2 = x * x + y * y
         prism_x, prism_y = self._prism(s2)
         return torch.stack(
@@ -149,15 +173,6 @@ class Fisheye62(Camera):
     def _prism(self, s2: Tensor) -> tuple[Tensor | float, Tensor | float]:
         return 0.0, 0.0
 
-    def _undistort(self, plane: Pixels) -> Points:
-        equidistant = _invert_by_newton(self._lens, plane)
-        theta = torch.linalg.vector_norm(equidistant, dim=-1, keepdim=True)
-        # Beyond the range of the lens its polynomial folds over, and reaches pixels from the opposite side.
-        folded = (equidistant * plane).sum(dim=-1, keepdim=True) < 0
-        outside = folded | (theta > self.max_angle) | theta.isnan()
-        direction = equidistant * torch.where(theta < 1e-12, 1, torch.sin(theta) / theta.clamp(min=1e-12))
-        return torch.cat((direction, torch.cos(theta)), dim=-1).masked_fill(outside, torch.nan)
-
 
 @dataclass(frozen=True)
 class Fisheye624(Fisheye62):
@@ -168,6 +183,25 @@ class Fisheye624(Fisheye62):
     def _prism(self, s2: Tensor) -> tuple[Tensor, Tensor]:
         s1, s2_, s3, s4 = self.distortion[..., 8:].unbind(-1)
         return s1 * s2 + s2_ * s2 * s2, s3 * s2 + s4 * s2 * s2
+
+
+@dataclass(frozen=True)
+class Fisheye44(Fisheye):
+    """Equidistant fisheye with four radial and four tangential terms, k1..k4 p1..p4: p3 and p4 enlarge the effect of p1
+    and p2 with the distance from the centre. p1 and p2 stand for each other's axes in the other models.
+
+    Source: `OVR44Distortion` of the hand tracking toolkit.
+    """
+
+    num_distortion: ClassVar[int] = 8
+
+    def _lens(self, plane: Pixels) -> Pixels:
+        p1, p2, p3, p4 = self.distortion[..., 4:].unbind(-1)
+        x, y = _bend(plane, self.distortion[..., :4]).unbind(-1)
+        s2 = x * x + y * y
+        growth = 1 + p3 * s2 + p4 * s2 * s2
+        shift_x, shift_y = 2 * p1 * x * y + p2 * (s2 + 2 * x * x), 2 * p2 * x * y + p1 * (s2 + 2 * y * y)
+        return torch.stack((x + growth * shift_x, y + growth * shift_y), dim=-1)
 
 
 MAX_STEP = 0.2

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lib.errors import InputError
-from lib.files import write_atomically
+from lib.files import refuse_pointer, write_atomically
 from lib.network import NetworkConfig, UmeTrack
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -38,6 +38,7 @@ def load_network(path: Path) -> UmeTrack:
     """
     if path.suffix == ".safetensors" or not path.is_file():
         return load_weights(path, UmeTrack, NetworkConfig)
+    refuse_pointer(path)
     return _with_weights(UmeTrack, NetworkConfig(), _read_published(path), path)
 
 
@@ -50,13 +51,18 @@ def load_weights(path: Path, network: type[Network], config: type) -> Network:
         raise InputError(
             f"no weights at {path}: expected a .safetensors file of this project or the published checkpoint"
         )
+    refuse_pointer(path)
     return _with_weights(network, *_read_safetensors(path, network.__name__, config), path)
 
 
 def _with_weights(network: type[Network], config: Any, weights: Mapping[str, Tensor], source: Path) -> Network:
-    with torch.device("meta"):
-        expected = network(config).state_dict()
+    try:
+        with torch.device("meta"):
+            expected = network(config).state_dict()
+    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise InputError(f"{source} describes a network that cannot be, {config}: {error}") from error
     check_names_and_shapes(weights, expected, source)
+    _check_values(weights, source)
     loaded = network(config)
     loaded.load_state_dict(weights)
     return loaded.eval()
@@ -98,6 +104,13 @@ def check_names_and_shapes(weights: Mapping[str, Tensor], expected: Mapping[str,
         raise InputError(
             f"{source} does not hold the weights of this network; {len(problems)} differences:\n  {listing}"
         )
+
+
+def _check_values(weights: Mapping[str, Tensor], source: Path) -> None:
+    """Raise InputError unless weights are finite and variances not negative: else poses were not finite."""
+    for name, value in weights.items():
+        if not torch.isfinite(value).all() or (name.endswith("running_var") and (value < 0).any()):
+            raise InputError(f"{source}: {name} holds values that are not finite, or a variance below zero")
 
 
 def _read_safetensors(path: Path, expected: str, config_class: type) -> tuple[Any, dict[str, Tensor]]:

@@ -7,7 +7,6 @@ pictures (`.npy`, to be memory-mapped) and the labels (`.npz`, written last: it 
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +20,8 @@ from torch import Tensor
 from lib.cameras import Pinhole, PosedCamera
 from lib.crops import MAX_VIEWS, sample, source_pixels
 from lib.errors import InputError
-from lib.files import write_atomically
-from lib.hands import HandModel
+from lib.files import BROKEN_ARRAYS, check_shapes, load_arrays, write_atomically
+from lib.hands import NUM_BONES, NUM_JOINTS, NUM_LANDMARKS, HandModel
 from lib.recordings import Recording
 from lib.tracking import HandLabels, choose_views
 
@@ -66,23 +65,41 @@ class CropSequence:
     def load(path: Path) -> CropSequence:
         """Map `path`.npy into memory, read its labels. Raises InputError if a file is missing or broken or misfits."""
         try:
-            images = np.load(path.with_suffix(".npy"), mmap_mode="r")
-            with path.with_suffix(".npz").open("rb") as file, np.load(file) as stored:
-                labels = {name: stored[name] for name in _LABELS}
-                skeleton = {name: torch.from_numpy(stored[name]) for name in _SKELETON}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            images = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+            stored = load_arrays(path.with_suffix(".npz"), _SHAPES)
+            check_shapes(stored, _SHAPES)
+            if not (np.isin(stored["views"], range(MAX_VIEWS + 1)).all() and (stored["focal_px"] > 0).all()):
+                raise ValueError(f"views outside 0..{MAX_VIEWS}, or focal lengths that are not positive")
+        except BROKEN_ARRAYS as error:
             raise InputError(
                 f"{path}.npy and .npz are not a complete sequence of crops: {error}; render it again"
             ) from error
-        frames = labels["views"].shape
-        if images.shape[:2] != frames or images.shape[2:3] != (MAX_VIEWS,) or images.dtype != np.uint8:
+        frames = len(stored["views"])
+        if images.shape[:3] != (frames, 2, MAX_VIEWS) or images.ndim != 5 or images.dtype != np.uint8:
             raise InputError(
-                f"{path}.npy has shape {images.shape}, expected {(*frames, MAX_VIEWS)} pictures as its labels say"
+                f"{path}.npy has shape {images.shape}, expected {(frames, 2, MAX_VIEWS)} pictures as its labels say"
             )
+        labels = {name: stored[name] for name in _LABELS}
+        skeleton = {name: torch.from_numpy(stored[name]) for name in _SKELETON}
         return CropSequence(images=images, **labels, hand_model=HandModel(**skeleton))
 
 
 _LABELS = ("views", "focal_px", "world_from_crop", "joint_angles", "world_from_wrist", "pinch")
+_F32 = np.float32
+_SHAPES = {
+    "views": (np.int64, "frames", 2),
+    "focal_px": (_F32, "frames", 2, MAX_VIEWS),
+    "world_from_crop": (_F32, "frames", 2, MAX_VIEWS, 4, 4),
+    "joint_angles": (_F32, "frames", 2, NUM_JOINTS),
+    "world_from_wrist": (_F32, "frames", 2, 4, 4),
+    "pinch": (np.bool_, "frames", 2),
+    "joint_rotation_axes": (_F32, NUM_JOINTS, 3),
+    "joint_rest_positions": (_F32, NUM_JOINTS, 3),
+    "joint_limits": (_F32, NUM_JOINTS, 2),
+    "landmark_rest_positions": (_F32, NUM_LANDMARKS, 3),
+    "landmark_bone_weights": (_F32, NUM_LANDMARKS, NUM_BONES),
+}
+"""Type and shape of each stored array."""
 
 
 def crop_sequence(recording: Recording, picture: PictureSource) -> CropSequence:

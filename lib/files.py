@@ -1,18 +1,19 @@
-"""Files that users bring: JSON read and checked, hand models in the public format (mm), atomic writes."""
+"""Files that users bring: JSON and arrays, hand models in the public format (mm), atomic writes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
+from lib.checks import Json, check_hand, json_array, whole_numbers
 from lib.errors import InputError
 from lib.hands import NUM_BONES, NUM_JOINTS, NUM_LANDMARKS, HandModel
 
@@ -20,6 +21,15 @@ MM = 1000.0
 """The public files store millimetres; they become metres when read and nowhere else."""
 NONE = 255
 """Marks an absent joint in the tree of the public hand files."""
+MAX_TEXT = 1 << 29
+"""Bytes of a JSON, JSONL or CSV file: two hours of labels."""
+MAX_ARRAYS = 1 << 30
+"""Bytes that the arrays of an .npz file may take in memory."""
+BROKEN_ARRAYS = (
+    OSError, ValueError, KeyError, EOFError, TypeError, MemoryError, OverflowError, RuntimeError, SyntaxError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What NumPy and zipfile raise for damaged files."""
 
 
 def read_hand(path: Path) -> HandModel:
@@ -29,26 +39,43 @@ def read_hand(path: Path) -> HandModel:
         return hand_from_json(content.get("hand_model", content))
 
 
-def hand_from_json(stored: Mapping) -> HandModel:
+def hand_from_json(stored: Json) -> HandModel:
     """A hand model from the fields of the public files (mm); a scale other than one is applied. Float64."""
-    indices = json_array(stored, "landmark_rest_bone_indices", (NUM_LANDMARKS, 3)).long()
-    weights = json_array(stored, "landmark_rest_bone_weights", (NUM_LANDMARKS, 3))
-    if indices.min() < 0 or indices.max() >= NUM_BONES:
-        raise InputError(f"landmark_rest_bone_indices must lie in 0..{NUM_BONES - 1}")
-    has_mesh = stored.get("mesh_vertices") is not None
+    if not isinstance(stored, Mapping):
+        raise InputError(
+            f"not in the expected form: a hand model is an object of arrays, got a {type(stored).__name__}"
+        )
+    indices = whole_numbers(stored, "landmark_rest_bone_indices", (NUM_LANDMARKS, 3), NUM_BONES - 1)
+    weights = json_array(stored, "landmark_rest_bone_weights", (NUM_LANDMARKS, 3), *WEIGHT)
     limits = stored.get("joint_limits")
     model = HandModel(
         joint_rotation_axes=json_array(stored, "joint_rotation_axes", (NUM_JOINTS, 3)),
         joint_rest_positions=json_array(stored, "joint_rest_positions", (NUM_JOINTS, 3)) / MM,
-        joint_limits=GENERIC_JOINT_LIMITS if limits is None else json_array(stored, "joint_limits", (NUM_JOINTS, 2)),
+        joint_limits=GENERIC_JOINT_LIMITS if limits is None else json_array(stored, "joint_limits", (22, 2), *LIMIT),
         landmark_rest_positions=json_array(stored, "landmark_rest_positions", (NUM_LANDMARKS, 3)) / MM,
         landmark_bone_weights=weights.new_zeros(NUM_LANDMARKS, NUM_BONES).scatter_add_(1, indices, weights),
-        mesh_vertices=json_array(stored, "mesh_vertices", (None, 3)) / MM if has_mesh else None,
-        mesh_triangles=json_array(stored, "mesh_triangles", (None, 3)).long() if has_mesh else None,
-        mesh_bone_weights=json_array(stored, "dense_bone_weights", (None, NUM_BONES)) if has_mesh else None,
+        **({} if stored.get("mesh_vertices") is None else _mesh_from_json(stored)),
     )
-    scale = float(stored.get("hand_scale") or 1.0)
-    return model if scale == 1.0 else model.scaled(scale)
+    scale = 1.0 if stored.get("hand_scale") is None else float(json_array(stored, "hand_scale", (), 0.1, 10.0))
+    model = model if scale == 1.0 else model.scaled(scale)
+    check_hand(model)
+    return model
+
+
+WEIGHT = -0.01, 1.01
+"""Range of a bone weight."""
+LIMIT = -2 * np.pi, 2 * np.pi
+"""Range of a joint limit (rad)."""
+
+
+def _mesh_from_json(stored: Mapping) -> dict[str, torch.Tensor]:
+    """The fields of a hand model that describe its mesh."""
+    vertices = json_array(stored, "mesh_vertices", (None, 3)) / MM
+    return {
+        "mesh_vertices": vertices,
+        "mesh_triangles": whole_numbers(stored, "mesh_triangles", (None, 3), len(vertices) - 1),
+        "mesh_bone_weights": json_array(stored, "dense_bone_weights", (len(vertices), NUM_BONES), *WEIGHT),
+    }
 
 
 GENERIC_JOINT_LIMITS = torch.deg2rad(
@@ -92,9 +119,9 @@ def hand_to_json(model: HandModel) -> dict:
 
 
 class describing:
-    """Turns what a malformed file raises into an InputError that names the file."""
+    """Turns what a malformed file, or a part of it, raises into an InputError that names it."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path | str):
         self.path = path
 
     def __enter__(self):
@@ -105,35 +132,66 @@ class describing:
             raise InputError(f"{self.path}: {error}") from error
         if isinstance(error, KeyError):
             raise InputError(f"{self.path}: the field {error} is missing") from error
-        if isinstance(error, TypeError | ValueError | AttributeError):
+        if isinstance(error, TypeError | ValueError | AttributeError | ArithmeticError | IndexError | RecursionError):
             raise InputError(f"{self.path}: not in the expected form: {error}") from error
 
 
 def read_json(path: Path):
     """The content of a JSON file. Raises InputError if there is none or it is malformed."""
+    text = read_text(path)
     try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
 
 
-def json_array(stored: Mapping, name: str, shape: tuple[int | None, ...]) -> Tensor:
-    """A float64 field of a JSON file whose shape must fit (None: any length)."""
-    value = stored[name]
+def read_text(path: Path) -> str:
+    """The content of a text file. Raises InputError if there is none, it is no text, or larger than 512 MiB."""
     try:
-        tensor = float64(value)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name} is not an array of numbers with equal rows: {error}") from error
-    expected = tuple("any" if length is None else length for length in shape)
-    if tensor.ndim != len(shape) or any(e not in ("any", a) for e, a in zip(expected, tensor.shape, strict=True)):
-        raise InputError(f"{name} has shape {tuple(tensor.shape)}, expected {expected}")
-    return tensor
+        refuse_pointer(path)
+        if path.stat().st_size > MAX_TEXT:
+            raise InputError(f"{path} holds {path.stat().st_size} bytes, expected at most {MAX_TEXT}")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not valid JSON or CSV: it is no text in UTF-8: {error}") from error
 
 
-def float64(values) -> Float[Tensor, "..."]:
-    return torch.tensor(values, dtype=torch.float64)
+def refuse_pointer(path: Path) -> None:
+    """Raise InputError if a file is but the pointer that Git LFS leaves in its place."""
+    with path.open("rb") as file:
+        if file.read(64).startswith(b"version https://git-lfs.github.com/spec"):
+            raise InputError(f"{path} is a Git LFS pointer, not the file itself: fetch it with git lfs pull")
+
+
+def load_arrays(path: Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+    """The named arrays of an .npz file, or all; nothing is unpickled. Raises one of `BROKEN_ARRAYS`, or InputError for
+    a Git LFS pointer."""
+    refuse_pointer(path)
+    with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > MAX_ARRAYS:
+        raise ValueError(f"its arrays take {size} bytes, expected at most {MAX_ARRAYS}")
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        return {name: stored[name] for name in (stored.files if names is None else names)}
+
+
+def check_shapes(arrays: Mapping[str, np.ndarray], expected: Mapping[str, tuple]) -> None:
+    """Raise ValueError unless arrays have the expected (type, lengths...), and finite values.
+
+    A length with a name may be any, but is the same throughout.
+    """
+    lengths: dict[str, int] = {}
+    for name, (dtype, *shape) in expected.items():
+        array = arrays[name]
+        known = [
+            lengths.setdefault(e, a) if isinstance(e, str) else e for e, a in zip(shape, array.shape, strict=False)
+        ]
+        if array.dtype != dtype or array.ndim != len(shape) or list(array.shape) != known:
+            raise ValueError(f"{name} is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {tuple(shape)}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"{name} holds values that are not finite")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

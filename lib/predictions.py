@@ -7,7 +7,6 @@ made from; it is made again when the weights or the data have changed, or one of
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from lib.checkpoints import load_network
 from lib.errors import InputError
 from lib.experiments import EXPERIMENTS
-from lib.files import sha256_of, write_atomically
+from lib.files import BROKEN_ARRAYS, load_arrays, sha256_of, write_atomically
 from lib.filters import OneEuroFilter
 from lib.hands import HandModel
 from lib.objective import ClipTrainingConfig
@@ -155,7 +154,7 @@ _FIELDS = fields(TrackedSequence)
 
 def read_manifest(path: Path) -> dict:
     """What a file of predictions was made from. Raises InputError if the file is broken."""
-    return _read(path, lambda stored: json.loads(str(stored["manifest"])))
+    return _read(path, lambda stored: json.loads(str(stored["manifest"])), ["manifest"])
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -172,11 +171,10 @@ def read_predictions(path: Path) -> Predictions:
     return _read(path, read)
 
 
-def _read(path: Path, read: Callable):
+def _read(path: Path, read: Callable, names: Sequence[str] | None = None):
     try:
-        with path.open("rb") as file, np.load(file) as stored:
-            return read(stored)
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        return read(load_arrays(path, names))
+    except BROKEN_ARRAYS as error:
         raise InputError(
             f"{path} is not a complete file of predictions: {error}; delete it to make it again"
         ) from error

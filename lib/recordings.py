@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,21 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from lib.cameras import Camera, Fisheye62, PosedCamera
+from lib.checks import (
+    MAX_SIDE,
+    Json,
+    check_joint_angles,
+    check_lens,
+    check_mounting_angles,
+    check_rig,
+    check_wrists,
+    field,
+    float64,
+    json_array,
+    whole_number,
+)
 from lib.errors import InputError
-from lib.files import MM, describing, float64, hand_from_json, hand_to_json, json_array, read_json
+from lib.files import MM, describing, hand_from_json, hand_to_json, read_json, refuse_pointer
 from lib.hands import NUM_JOINTS, HandModel
 
 NUM_CAMERAS = 4
@@ -36,7 +49,7 @@ class Recording:
 
     A frame whose headset was not tracked is not `posed` (None: all are), and has no labels. `world_from_wrist` holds
     stored, unmirrored transforms: pose the right hand through `hands.for_hand`. `pinch` exists in recordings of this
-    project only.
+    project only. `frames_per_second` is the rate of the video.
     """
 
     video: Path
@@ -49,6 +62,7 @@ class Recording:
     labelled: Bool[Tensor, "frames 2"]
     pinch: Bool[Tensor, "frames 2"] | None = None
     posed: Bool[Tensor, "frames"] | None = None
+    frames_per_second: float = float(FRAMES_PER_SECOND)
 
     def __len__(self) -> int:
         return len(self.joint_angles)
@@ -77,10 +91,14 @@ class Recording:
             yield np.ascontiguousarray(frame.reshape(expected[0], views, -1).swapaxes(0, 1))
         if count != len(self):
             more = "more than " if count > len(self) else ""
-            raise InputError(
-                f"{self.video} holds {more}{min(count, len(self))} frames, but its json labels {len(self)}: "
-                "one of the two files is truncated or belongs to another recording"
-            )
+            raise _other_length(self.video, f"{more}{min(count, len(self))}", len(self))
+
+
+def _other_length(video: Path, frames: int | str, labelled: int) -> InputError:
+    return InputError(
+        f"{video} holds {frames} frames, but its json labels {labelled}: "
+        "one of the two files is truncated or belongs to another recording"
+    )
 
 
 def decode_gray(video: Path, start: int = 0) -> Iterator[UInt8[np.ndarray, "height width"]]:
@@ -89,9 +107,10 @@ def decode_gray(video: Path, start: int = 0) -> Iterator[UInt8[np.ndarray, "heig
     Raises InputError if it cannot be read to the end, or its pixels are no bytes of luma.
     """
     try:
-        with av.open(str(video)) as container:
+        with av.open(str(video), metadata_errors="replace") as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
+            stream.codec_context.options = {"err_detect": "explode"}  # else what is damaged is painted over
             for frame in itertools.islice(container.decode(stream), start, None):
                 if not _EIGHT_BIT_LUMA.fullmatch(frame.format.name):
                     raise InputError(
@@ -104,15 +123,38 @@ def decode_gray(video: Path, start: int = 0) -> Iterator[UInt8[np.ndarray, "heig
                     "yuvj"
                 )
                 yield luma if full_range or frame.format.name == "gray" else _LIMITED_RANGE[luma]
-    except (av.FFmpegError, IndexError, OSError) as error:
+    except _BROKEN_VIDEO as error:
+        raise InputError(f"{video} is not a video that can be decoded to its end: {error}") from error
+
+
+_BROKEN_VIDEO = (av.FFmpegError, IndexError, OSError, ValueError, MemoryError)
+
+
+def count_frames(video: Path, expected: int) -> tuple[int, float]:
+    """How many frames a video holds, undecoded, and how many a second.
+
+    The container's own count is believed if it is the expected one; else packets are counted. Where the container gives
+    no rate between 1 and 1000 Hz, it is taken to be 30 Hz. Raises InputError if there is no video.
+    """
+    try:
+        refuse_pointer(video)
+        with av.open(str(video), metadata_errors="replace") as container:
+            stream = container.streams.video[0]
+            rate = float(stream.average_rate or FRAMES_PER_SECOND)
+            count = stream.frames
+            if count != expected:
+                count = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
+            return count, rate if 1 <= rate <= 1000 else float(FRAMES_PER_SECOND)
+    except _BROKEN_VIDEO as error:
         raise InputError(f"{video} is not a video that can be decoded to its end: {error}") from error
 
 
 def read_recording(video: Path) -> Recording:
     """The recording of a video and of the JSON file of the same name beside it (`raw_data` layout).
 
-    Raises InputError for a missing or malformed file, an unknown camera model, a wrong number of cameras or arrays
-    whose lengths differ. NaN labels and frames with all-zero camera matrices count as unlabelled.
+    Raises InputError for a missing or malformed file, an unknown camera model, a wrong number of cameras, arrays or a
+    video whose lengths differ, and values that cannot be (`lib.checks`). Hands that are null or NaN and frames whose
+    camera matrices are null, NaN or all zero count as unlabelled.
     """
     labels_path = video.with_suffix(".json")
     for path in (video, labels_path):
@@ -120,29 +162,52 @@ def read_recording(video: Path) -> Recording:
             raise InputError(f"no file {path}: a recording is a video and a .json of the same name beside it")
     labels = read_json(labels_path)
     with describing(labels_path):
-        angles = json_array(labels, "joint_angles", (None, 2, NUM_JOINTS))
-        frames = len(angles)
-        wrists = json_array(labels, "wrist_transforms", (frames, 2, 4, 4))
-        confidences = json_array(labels, "hand_confidences", (frames, 2))
-        poses = json_array(labels, "camera_to_world_transforms", (frames, NUM_CAMERAS, 4, 4))
-        posed = torch.isfinite(poses).all(-1).all(-1) & (poses.abs().amax((-2, -1)) > 0)
-        labelled = (confidences > 0) & posed.all(dim=1, keepdim=True)
-        labelled &= (
-            torch.isfinite(angles).all(-1) & torch.isfinite(wrists).all(-1).all(-1) & (wrists.abs().amax((-2, -1)) > 0)
-        )
-        pinch = json_array(labels, "pinch", (frames, 2)) > 0 if "pinch" in labels else None
-        return Recording(
-            video=video,
-            camera=_fisheye62(labels),
-            mounting_angles=torch.deg2rad(json_array(labels, "camera_angles", (NUM_CAMERAS,))),
-            world_from_camera=_scaled(_identity_where(poses, ~posed), 1 / MM),
-            hand_model=hand_from_json(labels["hand_model"]),
-            joint_angles=torch.where(labelled[..., None], angles, 0.0),
-            world_from_wrist=_scaled(_identity_where(wrists, ~labelled), 1 / MM),
-            labelled=labelled,
-            pinch=pinch,
-            posed=posed.all(dim=1),
-        )
+        with describing("cameras"):
+            camera = _fisheye62(labels)
+        with describing("hand_model"):
+            hand_model = hand_from_json(field(labels, "hand_model"))
+        mounting_angles = json_array(labels, "camera_angles", (NUM_CAMERAS,), -360.0, 360.0)
+        check_mounting_angles("camera_angles", mounting_angles)
+        poses = _read_poses(labels, camera)
+        pinch = {"pinch": json_array(labels, "pinch", (len(poses["labelled"]), 2)) > 0} if "pinch" in labels else {}
+    frames = len(poses["labelled"])
+    count, rate = count_frames(video, frames)
+    if count != frames:
+        raise _other_length(video, count, frames)
+    mounting_angles = torch.deg2rad(mounting_angles)
+    return Recording(video, camera, mounting_angles, hand_model=hand_model, frames_per_second=rate, **poses, **pinch)
+
+
+_CAMERA_POSES, _WRISTS = "camera_to_world_transforms", "wrist_transforms"
+
+
+def _read_poses(labels: Json, camera: Camera) -> dict[str, Tensor]:
+    """The fields of a recording that are given per frame but `pinch`: checked, in metres.
+
+    A hand or frame that is null, not finite or all zeros has no pose.
+    """
+    angles = json_array(labels, "joint_angles", (None, 2, NUM_JOINTS), absent=2)
+    frames = len(angles)
+    why = f": joint_angles has {frames} frames"
+    wrists = json_array(labels, _WRISTS, (frames, 2, 4, 4), absent=2, why=why)
+    confidences = json_array(labels, "hand_confidences", (frames, 2), absent=2, why=why)
+    cameras = json_array(labels, _CAMERA_POSES, (frames, NUM_CAMERAS, 4, 4), absent=2, why=why)
+    given = cameras.isfinite().all(-1).all(-1) & (cameras.abs().amax((-2, -1)) > 0)
+    posed = given.all(dim=1)
+    labelled = (confidences > 0) & posed[:, None] & angles.isfinite().all(-1)
+    labelled &= wrists.isfinite().all(-1).all(-1) & (wrists.abs().amax((-2, -1)) > 0)
+    cameras = _scaled(_identity_where(cameras, ~given), 1 / MM)
+    wrists = _scaled(_identity_where(wrists, ~labelled), 1 / MM)
+    check_joint_angles("joint_angles", angles, labelled)
+    check_rig(_CAMERA_POSES, [f"camera {index}" for index in range(NUM_CAMERAS)], cameras, posed)
+    check_wrists((_CAMERA_POSES, _WRISTS), [camera[i] for i in range(NUM_CAMERAS)], cameras, wrists, labelled)
+    return {
+        "world_from_camera": cameras,
+        "joint_angles": torch.where(labelled[..., None], angles, 0.0),
+        "world_from_wrist": wrists,
+        "labelled": labelled,
+        "posed": posed,
+    }
 
 
 def labels_to_json(recording: Recording) -> dict:
@@ -166,23 +231,31 @@ def labels_to_json(recording: Recording) -> dict:
 _FISHEYE62_NAMES = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
 
 
-def _fisheye62(labels: Mapping) -> Fisheye62:
+def _fisheye62(labels: Json) -> Fisheye62:
     """The cameras of a recording as one batch. k5 and k6 are zero where the file carries p3 and p4 in their place."""
-    stored = labels["cameras"]
-    if len(stored) != NUM_CAMERAS:
-        raise InputError(f"expected {NUM_CAMERAS} cameras, got {len(stored)}")
-    models = {camera["DistortionModel"] for camera in stored}
+    stored = field(labels, "cameras")
+    if not isinstance(stored, list) or len(stored) != NUM_CAMERAS:
+        got = len(stored) if isinstance(stored, list) else f"a {type(stored).__name__}"
+        raise InputError(f"expected {NUM_CAMERAS} cameras, got {got}")
+    models = {str(field(camera, "DistortionModel")) for camera in stored}
     if models != {"FishEye62"}:
         raise InputError(f"unknown camera models {sorted(models)}: a recording knows FishEye62")
-    width, height = _common_size([(int(camera["ImageSizeX"]), int(camera["ImageSizeY"])) for camera in stored])
+    sizes = [
+        tuple(whole_number(camera, name, 1, MAX_SIDE) for name in ("ImageSizeX", "ImageSizeY")) for camera in stored
+    ]
 
     def column(*names: str) -> Tensor:
-        return float64(
-            [[camera[n] if n not in ("k5", "k6") else camera.get(n, 0.0) for n in names] for camera in stored]
-        )
+        return torch.stack([torch.stack([_lens_parameter(camera, name) for name in names]) for camera in stored])
 
-    distortion = column(*_FISHEYE62_NAMES)
-    return Fisheye62(width, height, column("fx", "fy"), column("cx", "cy"), distortion)
+    camera = Fisheye62(*_common_size(sizes), column("fx", "fy"), column("cx", "cy"), column(*_FISHEYE62_NAMES))
+    check_lens(camera)
+    return camera
+
+
+def _lens_parameter(camera: Json, name: str) -> Float[Tensor, ""]:
+    if name in ("k5", "k6") and name not in camera and {"p3", "p4"} <= camera.keys():
+        return float64(0.0)
+    return json_array(camera, name, ())
 
 
 def _common_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:

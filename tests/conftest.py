@@ -117,12 +117,12 @@ class TinyRecording:
         return video
 
 
-def write_gray_video(path: Path, images: np.ndarray, pixel_format: str = "yuvj420p") -> None:
+def write_gray_video(path: Path, images: np.ndarray, pixel_format: str = "yuvj420p", rate: int = 30) -> None:
     """Losslessly encode (frames, views, height, width) as one grey picture of all views a frame."""
     frames = np.concatenate(list(images.swapaxes(0, 1)), axis=-1)
     chroma = np.full((frames.shape[1] // 2, frames.shape[2]), 128, np.uint8)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=30, options={"qp": "0", "preset": "ultrafast"})
+        stream = container.add_stream("libx264", rate=rate, options={"qp": "0", "preset": "ultrafast"})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:], pixel_format
         for luma in frames:
             frame = av.VideoFrame.from_ndarray(np.concatenate((luma, chroma)), format=pixel_format)

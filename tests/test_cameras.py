@@ -6,7 +6,7 @@ import torch
 from conftest import headset, normal, random_poses
 from torch.testing import assert_close
 
-from lib.cameras import Camera, Fisheye62, Fisheye624, Pinhole, PosedCamera
+from lib.cameras import Camera, Fisheye, Fisheye44, Fisheye62, Fisheye624, Pinhole, PosedCamera
 from lib.hot3d import camera_from_calibration
 from lib.rendered.scene import sample_rig
 
@@ -34,13 +34,16 @@ CAMERAS = {
         241.6, 317.9, 239.8, -0.026, 0.098, -0.068, 0.013, 0.0022, -0.0007,
         0.0005, -0.0002, 0.0004, -0.0001, 0.0006, -0.0002,
     ),
+    "growing tangential terms": Fisheye44(
+        640, 480, values(240, 241), values(320, 240), values(-0.02, 0.05, -0.02, 0.001, 0.001, -0.002, -0.05, 0.0007)
+    ),
     "thin prism": Fisheye624(
         640, 480, values(240, 241), values(320, 240),
         values(-0.02, 0.05, -0.02, 0.001, 0, 0, 0.001, -0.002, 0.003, -0.001, -0.002, 0.001)
     ),
 }  # fmt: skip
 every_camera = pytest.mark.parametrize("camera", CAMERAS.values(), ids=CAMERAS.keys())
-FISHEYES = {name: camera for name, camera in CAMERAS.items() if isinstance(camera, Fisheye62)}
+FISHEYES = {name: camera for name, camera in CAMERAS.items() if isinstance(camera, Fisheye)}
 every_fisheye = pytest.mark.parametrize("camera", FISHEYES.values(), ids=FISHEYES.keys())
 
 

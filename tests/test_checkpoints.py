@@ -140,6 +140,38 @@ def test_safetensors_without_a_valid_configuration(tmp_path, weights, metadata):
     assert "not a weights file of this project" in message_of(path)
 
 
+@pytest.mark.parametrize("suffix", [".torch", ".safetensors"])
+def test_a_git_lfs_pointer_is_named(tmp_path, suffix):
+    path = tmp_path / f"weights{suffix}"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    assert "is a Git LFS pointer, not the file itself" in message_of(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("backbone.head.bias", float("nan")),
+        ("backbone.head.bias", float("inf")),
+        ("backbone.stem.2.running_var", -1.0),
+    ],
+)
+def test_weights_that_make_no_finite_pose(tmp_path, weights, name, value):
+    path, stored = tmp_path / "broken.safetensors", load_file(weights)
+    stored[name][1] = value
+    with safe_open(weights, "pt") as file:
+        save_file(stored, path, file.metadata())
+    assert f"{name} holds values that are not finite, or a variance below zero" in message_of(path)
+
+
+@pytest.mark.parametrize(
+    "network", ['{"widths": [-8, 8, 8, 8]}', '{"widths": ["a", 8, 8, 8]}', '{"blocks": [null, 1, 1, 1]}']
+)
+def test_a_network_that_cannot_be(tmp_path, weights, network):
+    path = tmp_path / "odd.safetensors"
+    save_file(load_file(weights), path, {"network": network})
+    assert "odd.safetensors" in message_of(path)
+
+
 def test_no_file(tmp_path):
     assert "no weights at" in message_of(tmp_path / "none.safetensors")
 

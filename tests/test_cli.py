@@ -225,7 +225,7 @@ def broken_generic_hand(files: dict[str, str]) -> None:
     [
         (missing_json, ["no file", "recording_00.json"]),
         (truncated_video, ["recording_00.mp4"]),
-        (more_frames, ["holds more than 4 frames, but its json labels 4"]),
+        (more_frames, ["holds 6 frames, but its json labels 4"]),
         (rewrite(labels_of_another_length), ["holds 4 frames, but its json labels 5"]),
         (rewrite(unknown_camera_model), ["unknown camera models ['Brown', 'FishEye62']", "knows FishEye62"]),
         (rewrite(three_cameras), ["expected 4 cameras, got 3"]),

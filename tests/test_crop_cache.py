@@ -120,3 +120,47 @@ def test_pictures_of_another_sequence_are_refused(saved: Path):
     np.save(saved.with_suffix(".npy"), np.zeros((5, 2, 2, CACHE_SIZE, CACHE_SIZE), np.uint8))
     with pytest.raises(InputError, match=r"has shape \(5, 2, 2, 128, 128\), expected \(2, 2, 2\) pictures"):
         CropSequence.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("views", np.zeros((2, 3), np.int64), "views is int64"),
+        ("pinch", np.zeros((1, 2), bool), "pinch is bool"),
+        ("joint_angles", np.zeros((2, 2, 22), np.float64), "joint_angles is float64"),
+        ("focal_px", np.full((2, 2, 2), np.nan, np.float32), "focal_px holds values that are not finite"),
+        ("landmark_bone_weights", np.zeros((20, 17), np.float32), r"landmark_bone_weights is float32 \(20, 17\)"),
+        ("views", np.full((2, 2), 3), r"views outside 0\.\.2"),
+        ("focal_px", np.zeros((2, 2, 2), np.float32), "focal lengths that are not positive"),
+        ("views", np.array([[object()] * 2] * 2), "Object arrays cannot be loaded"),
+    ],
+)
+def test_arrays_that_cannot_be(saved: Path, name: str, value: np.ndarray, message: str):
+    with np.load(saved.with_suffix(".npz")) as stored:
+        arrays = dict(stored) | {name: value}
+    np.savez(saved.with_suffix(".npz"), **arrays)
+    with pytest.raises(InputError, match=message):
+        CropSequence.load(saved)
+
+
+def test_pictures_that_would_be_unpickled(saved: Path):
+    np.save(saved.with_suffix(".npy"), np.array([object()]))
+    with pytest.raises(InputError, match="are not a complete sequence of crops"):
+        CropSequence.load(saved)
+
+
+def test_arrays_that_would_fill_the_memory(saved: Path, monkeypatch):
+    """A limit of 64 MB stands for the real one; the file is a thousandth of it."""
+    monkeypatch.setattr("lib.files.MAX_ARRAYS", 1 << 26)
+    with np.load(saved.with_suffix(".npz")) as stored:
+        arrays = dict(stored) | {"views": np.zeros(1 << 24, np.int64)}
+    np.savez_compressed(saved.with_suffix(".npz"), **arrays)
+    assert saved.with_suffix(".npz").stat().st_size < 1 << 18
+    with pytest.raises(InputError, match=rf"its arrays take \d+ bytes, expected at most {1 << 26}"):
+        CropSequence.load(saved)
+
+
+def test_a_git_lfs_pointer_is_named(saved: Path):
+    saved.with_suffix(".npz").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    with pytest.raises(InputError, match="is a Git LFS pointer"):
+        CropSequence.load(saved)

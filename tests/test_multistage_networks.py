@@ -219,6 +219,9 @@ def test_views_are_saved_and_a_broken_file_is_named(views, tmp_path):
     loaded = ViewSequence.load(tmp_path / "recording_00")
     for name, value in vars(views).items():
         np.testing.assert_array_equal(getattr(loaded, name), value)
+    np.savez(tmp_path / "recording_00.npz", **(vars(views) | {"circles": views.circles[1:]}))
+    with pytest.raises(InputError, match=r"not a complete sequence of views: circles is float32"):
+        ViewSequence.load(tmp_path / "recording_00")
     (tmp_path / "recording_00.npz").write_bytes(b"PK")
     with pytest.raises(InputError, match=r"recording_00\.npz is not a complete sequence of views"):
         ViewSequence.load(tmp_path / "recording_00")

@@ -44,6 +44,36 @@ def test_cameras_come_back(tiny, tmp_path):
     assert (recording.camera.width, recording.camera.height) == (64, 48)
 
 
+def test_the_order_of_lens_parameters(tiny, tmp_path):
+    """They go by name, whatever their order in the file; against the projection written out, eight different values."""
+    lens = {
+        "k5": 0.0021,
+        "p2": -0.0013,
+        "k1": -0.021,
+        "k6": -0.0006,
+        "k3": -0.064,
+        "p1": 0.0034,
+        "k2": 0.093,
+        "k4": 0.01,
+    }
+    for camera in tiny.labels["cameras"]:
+        for name in lens:
+            del camera[name]
+        camera |= lens
+    x, y, z = 0.31, -0.22, 0.27
+    radius = np.hypot(x, y)
+    angle = np.arctan2(radius, z)
+    bent = angle / radius * (1 + sum(lens[f"k{n}"] * angle ** (2 * n) for n in range(1, 7)))
+    x, y, p1, p2 = bent * x, bent * y, lens["p1"], lens["p2"]
+    s2 = x * x + y * y
+    expected = x + 2 * p2 * x * y + p1 * (s2 + 2 * x * x), y + 2 * p1 * x * y + p2 * (s2 + 2 * y * y)
+    camera = read_recording(tiny.write(tmp_path)).camera[0]
+    pixel = camera.project(torch.tensor([0.31, -0.22, 0.27], dtype=torch.float64))
+    stored = tiny.labels["cameras"][0]
+    focal, center = (stored["fx"], stored["fy"]), (stored["cx"], stored["cy"])
+    np.testing.assert_allclose(pixel, np.array(focal) * expected + center, atol=1e-9)
+
+
 def test_labels_as_written_equal_labels_as_read(tiny, tmp_path):
     tiny.labels["pinch"] = [[0, 1]] * FRAMES
     written = labels_to_json(read_recording(tiny.write(tmp_path)))
@@ -152,6 +182,58 @@ def test_k5_and_k6_are_zero_where_the_file_carries_p3_and_p4(tiny, tmp_path):
     assert distortion[:, [0, 1, 2, 6, 7]].all()
 
 
+@pytest.mark.parametrize("missing", [("k5",), ("k6",), ("k5", "k6")])
+def test_k5_and_k6_are_missing_without_p3_and_p4(tiny, tmp_path, missing):
+    for name in missing:
+        del tiny.labels["cameras"][2][name]
+    with pytest.raises(InputError, match=f"cameras: the field '{missing[0]}' is missing"):
+        read_recording(tiny.write(tmp_path))
+
+
+@pytest.mark.parametrize(("written", "read"), [(24, 24.0), (30, 30.0), (5000, 30.0)])
+def test_the_rate_of_the_video(tiny, tmp_path, written, read):
+    """One that cannot be is taken to be 30 Hz."""
+    video = tiny.write(tmp_path)
+    write_gray_video(video, tiny.images, rate=written)
+    assert read_recording(video).frames_per_second == pytest.approx(read)
+
+
+@pytest.mark.parametrize("frames", [FRAMES, FRAMES - 1])
+def test_frames_are_counted_where_the_container_does_not(tiny, tmp_path, frames):
+    video = tiny.write(tmp_path).with_suffix(".mkv")
+    write_gray_video(video, tiny.images[:frames])
+    with av.open(str(video)) as container:
+        assert container.streams.video[0].frames == 0
+    if frames == FRAMES:
+        assert len(list(read_recording(video).images())) == FRAMES
+    else:
+        with pytest.raises(InputError, match=f"holds {frames} frames, but its json labels {FRAMES}"):
+            read_recording(video)
+
+
+def test_metadata_that_is_no_text(tiny, tmp_path):
+    video = tiny.write(tmp_path)
+    with av.open(str(video)) as source, av.open(str(tmp_path / "titled.mp4"), "w") as target:
+        target.metadata["title"] = "QQQQQQQQ"
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    content = (tmp_path / "titled.mp4").read_bytes()
+    assert b"QQQQQQQQ" in content
+    video.write_bytes(content.replace(b"QQQQQQQQ", b"\xff\xfeQQQ\xc3QQ"))
+    assert drain(video) == FRAMES
+
+
+@pytest.mark.parametrize("suffix", [".json", ".mp4"])
+def test_a_git_lfs_pointer_is_named(tiny, tmp_path, suffix):
+    path = tiny.write(tmp_path).with_suffix(suffix)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    with pytest.raises(InputError, match=rf"recording_00\{suffix} is a Git LFS pointer.*git lfs pull"):
+        read_recording(path.with_suffix(".mp4"))
+
+
 NAN = float("nan")
 
 
@@ -189,6 +271,12 @@ def test_a_frame_without_camera_poses_is_unlabelled(tiny, tmp_path, broken, came
     assert recording.world_from_camera.isfinite().all()
 
 
+def two_cameras(labels: dict) -> dict:
+    """All that goes by camera, of the first two."""
+    poses = [frame[:2] for frame in labels["camera_to_world_transforms"]]
+    return {name: labels[name][:2] for name in ("cameras", "camera_angles")} | {"camera_to_world_transforms": poses}
+
+
 def put(*path_and_value):
     """A change of labels: `put("cameras", 1, "fx", 3.0)` sets labels["cameras"][1]["fx"] = 3.0."""
     *path, last, value = path_and_value
@@ -213,6 +301,8 @@ def drop(*path):
     [
         (drop("joint_angles"), "the field 'joint_angles' is missing"),
         (drop("cameras", 3), "expected 4 cameras, got 3"),
+        (lambda labels: labels.update(two_cameras(labels)), "expected 4 cameras, got 2"),
+        (put("pinch", [[0, 1]]), r"pinch has shape \(1, 2\), expected \(4, 2\)"),
         (put("cameras", 1, "DistortionModel", "Brown"), r"unknown camera models \['Brown', 'FishEye62'\]"),
         (drop("cameras", 1, "k1"), "the field 'k1' is missing"),
         (put("cameras", 1, "ImageSizeX", 640), "must share one image size"),
@@ -247,6 +337,22 @@ def test_labels_that_are_no_json(tiny, tmp_path):
         read_recording(video)
 
 
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff\xfe{}", b"[" + b"9" * 5000 + b"]"])
+def test_labels_that_no_parser_takes(tiny, tmp_path, content):
+    video = tiny.write(tmp_path)
+    video.with_suffix(".json").write_bytes(content)
+    with pytest.raises(InputError, match=r"recording_00\.json is not valid JSON"):
+        read_recording(video)
+
+
+def test_labels_larger_than_memory(tiny, tmp_path):
+    video = tiny.write(tmp_path)
+    with video.with_suffix(".json").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(InputError, match=f"holds {1 << 40} bytes, expected at most"):
+        read_recording(video)
+
+
 def drain(video: Path) -> int:
     return sum(1 for _ in read_recording(video).images())
 
@@ -260,13 +366,30 @@ def test_a_truncated_video(tiny, tmp_path, share):
 
 
 @pytest.mark.parametrize(
-    ("frames", "message"),
+    ("frames", "decoded"),
     [(3, "holds 3 frames, but its json labels 4"), (6, "holds more than 4 frames, but its json labels 4")],
 )
-def test_a_video_of_another_length(tiny, tmp_path, frames, message):
+def test_a_video_of_another_length(tiny, tmp_path, frames, decoded):
+    """Found when the recording is read, and again, should it be replaced since, when the video is decoded."""
     video = tiny.write(tmp_path)
+    recording = read_recording(video)
     write_gray_video(video, tiny.images[np.arange(frames) % FRAMES])
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=rf"mp4 holds {frames} frames, but its json labels 4"):
+        read_recording(video)
+    with pytest.raises(InputError, match=decoded):
+        list(recording.images())
+
+
+@pytest.mark.parametrize("start", [0.3, 0.5, 0.7])
+def test_a_video_with_a_damaged_picture(tiny, tmp_path, start):
+    """Decoders paint over what they cannot read, unless they are told not to."""
+    video = tiny.write(tmp_path)
+    content = bytearray(video.read_bytes())
+    start = int(start * len(content))
+    content[start : start + 400] = np.random.default_rng(0).bytes(400)
+    video.write_bytes(content)
+    assert len(read_recording(video)) == FRAMES
+    with pytest.raises(InputError, match=r"recording_00\.mp4 is not a video that can be decoded to its end"):
         drain(video)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from lib.cameras import PosedCamera
 from lib.crops import MIN_LANDMARKS_SEEN
 from lib.errors import InputError
-from lib.files import write_atomically
+from lib.files import BROKEN_ARRAYS, check_shapes, load_arrays, write_atomically
 from lib.hands import for_hand
 from lib.recordings import Recording
 
@@ -59,12 +58,21 @@ class ViewSequence:
     def load(path: Path) -> ViewSequence:
         """Read `path`.npz. Raises InputError if it is missing or broken."""
         try:
-            with path.with_suffix(".npz").open("rb") as file, np.load(file) as stored:
-                return ViewSequence(stored["images"], stored["circles"], stored["landmarks_seen"])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            stored = load_arrays(path.with_suffix(".npz"), _SHAPES)
+            check_shapes(stored, _SHAPES)
+            return ViewSequence(**stored)
+        except BROKEN_ARRAYS as error:
             raise InputError(
                 f"{path}.npz is not a complete sequence of views: {error}; delete it and render it again"
             ) from error
+
+
+_SHAPES = {
+    "images": (np.uint8, "views", "rows", "columns"),
+    "circles": (np.float32, "views", 2, 3),
+    "landmarks_seen": (np.int64, "views", 2),
+}
+"""Type and shape of each stored array."""
 
 
 def view_sequence(

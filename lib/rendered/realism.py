@@ -28,9 +28,10 @@ from jaxtyping import Bool, Float, Float32, UInt8
 from torch import Tensor
 
 from lib.cameras import PosedCamera
+from lib.checks import json_array
 from lib.crops import crop_cameras, warp
 from lib.errors import InputError
-from lib.files import MM, json_array, read_json, write_atomically
+from lib.files import MM, read_json, write_atomically
 from lib.hands import LEFT, RIGHT, for_hand
 from lib.inspection import find_recordings, protocol_of, user_of
 from lib.recordings import Recording, read_recording
