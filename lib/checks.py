@@ -73,13 +73,16 @@ def json_array(
     return tensor
 
 
-def field(stored: Json, name: str):
-    """A field of a JSON object. KeyError if it is missing, InputError if there is no object."""
+REQUIRED = object()
+
+
+def field(stored: Json, name: str, default: object = REQUIRED):
+    """A field of a JSON object. KeyError if it is missing and has no default, InputError if there is no object."""
     if not isinstance(stored, Mapping):
         raise InputError(
             f"not in the expected form: an object with the field '{name}' was expected, got a {type(stored).__name__}"
         )
-    return stored[name]
+    return stored[name] if default is REQUIRED else stored.get(name, default)
 
 
 def whole_number(stored: Json, name: str, low: int, high: int) -> int:

@@ -14,7 +14,7 @@ from lib.benchmarks import benchmark_tracking, benchmark_training
 from lib.checkpoints import load_network
 from lib.errors import InputError
 from lib.experiments import EXPERIMENTS, PUBLISHED_NETWORK, REFERENCE_NETWORK, train_experiment
-from lib.files import read_hand
+from lib.files import read_hand, refuse_overwriting
 from lib.hands import HandModel
 from lib.machines import PRECISIONS, process_group
 from lib.methods import make_predictions
@@ -49,10 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def track(options: argparse.Namespace) -> None:
     """Track a recording, save the result, print the metrics."""
-    for path in (options.output, options.overlay):
-        if path is not None and path.is_dir():
-            raise InputError(f"{path} is a folder, expected the name of a file to write")
+    refuse_overwriting({"--output": options.output, "--overlay": options.overlay}, _tracked_files(options))
     recording = read_recording(options.recording)
+    _check_trackable(options, recording)
     generic = read_hand(options.generic_hand) if options.generic_hand else generic_hand().to(dtype=torch.float64)
     if _is_multistage(options):
         tracks = _track_multistage(options, recording, generic)
@@ -62,10 +61,44 @@ def track(options: argparse.Namespace) -> None:
             tracks = tracker.track_known(recording, recording.hand_model)
         else:
             tracks = tracker.track_unknown(recording, generic, options.calibration_samples)
+    if not tracks.valid_tracking.any():
+        raise InputError(f"{options.recording}: nothing was tracked: {_NOTHING[options.crops]}")
     tracks.save(options.output)
     print(describe(tracks))
     if options.overlay:
         write_overlay(recording, tracks, options.overlay)
+
+
+_NOTHING = {
+    "labelled": "no camera sees 19 of the 21 landmarks of a labelled hand: are they of this recording?",
+    "own": "the detector found no hand whose keypoints are sure enough in any frame",
+}
+
+
+def _tracked_files(options: argparse.Namespace) -> dict[str, Path]:
+    """What `track` reads, by the names that its messages give them."""
+    files = {
+        "the recording's video": options.recording,
+        "the recording's .json": options.recording.with_suffix(".json"),
+        "the generic hand": options.generic_hand,
+    }
+    for path in [options.weights, *(options.weights.glob("*.safetensors") if options.weights.is_dir() else ())]:
+        files[f"of the weights, {path.name}"] = path
+    return {name: path for name, path in files.items() if path is not None}
+
+
+def _check_trackable(options: argparse.Namespace, recording: Recording) -> None:
+    """Raise InputError where nothing can be tracked, which would take long to find out."""
+    labels = options.recording.with_suffix(".json")
+    if recording.posed is not None and not recording.posed.any():
+        raise InputError(f"{labels}: camera_to_world_transforms holds no headset pose, in no frame")
+    if options.crops == "labelled" and not recording.labelled.any():
+        raise InputError(
+            f"{labels} labels no hand, and crops are taken around labelled hands: "
+            "track with crops of its own (--method multistage --crops own)"
+        )
+    if getattr(options, "skeleton", "known") == "known" and recording.hand_model is None:
+        raise InputError(f"{labels} has no hand_model: add the user's, or track with --skeleton unknown")
 
 
 def _is_multistage(options: argparse.Namespace) -> bool:
@@ -160,7 +193,7 @@ def describe(tracks: Tracks) -> str:
             f"PCK-AUC (0..50 mm)      {auc(pck(tracked, true, judged)):.1f} %",
         ]
     else:
-        lines.append("no tracked hand is labelled: there is nothing to compare with")
+        lines.append("no tracked hand has ground truth (labels and hand_model): there is nothing to compare with")
     if tracks.scale is not None:
         lines.append(f"scale of generic hand   {tracks.scale:.4f}")
     return "\n".join(lines)
@@ -174,6 +207,7 @@ def benchmark(options: argparse.Namespace) -> None:
         if options.recording is None:
             raise InputError("benchmark tracking needs --recording FILE.mp4")
         recording = read_recording(options.recording)
+        _check_trackable(options, recording)
         if _is_multistage(options):
             if options.weights is None:
                 raise InputError("benchmark tracking --method multistage needs --weights FOLDER")

@@ -194,6 +194,23 @@ def check_shapes(arrays: Mapping[str, np.ndarray], expected: Mapping[str, tuple]
             raise ValueError(f"{name} holds values that are not finite")
 
 
+def refuse_overwriting(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path]) -> None:
+    """Raise InputError if an output is a folder, one of the inputs or another output, by whatever name or link.
+
+    Both are named as the message shall name them; None: there is none.
+    """
+    taken = dict(inputs)
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        if path.is_dir():
+            raise InputError(f"{path} is a folder, expected the name of a file to write")
+        for other, used in taken.items():
+            if path.resolve() == used.resolve() or (path.exists() and used.exists() and path.samefile(used)):
+                raise InputError(f"{name} {path} is {other}, which it would overwrite: name another file")
+        taken[name] = path
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary name beside `path` and rename the result; on failure nothing is left behind.
 

@@ -32,26 +32,26 @@ class OneEuroFilter:
 
     min_cutoff_hz: float
     beta: float
+    frames_per_second: float = FRAMES_PER_SECOND
 
     def __call__(self, keypoints_mm: Keypoints, valid: Valid) -> Float[np.ndarray, "hands frames 21 3"]:
         """The keypoints, filtered along the frames; a hand that was lost starts afresh, invalid frames stay."""
         filtered = keypoints_mm.copy()
         velocity = np.zeros_like(keypoints_mm[:, 0])
         follows = valid[:, 1:] & valid[:, :-1]
-        slow = _weight(DERIVATIVE_CUTOFF_HZ)
+        slow = self._weight(DERIVATIVE_CUTOFF_HZ)
         for frame in range(1, keypoints_mm.shape[1]):
             now = follows[:, frame - 1, None, None]
             change = filtered[:, frame] - filtered[:, frame - 1]
-            velocity = np.where(now, velocity + slow * (FRAMES_PER_SECOND * change - velocity), 0.0)
+            velocity = np.where(now, velocity + slow * (self.frames_per_second * change - velocity), 0.0)
             speed = np.linalg.norm(velocity, axis=-1, keepdims=True)
-            smooth = filtered[:, frame - 1] + _weight(self.min_cutoff_hz + self.beta * speed) * change
+            smooth = filtered[:, frame - 1] + self._weight(self.min_cutoff_hz + self.beta * speed) * change
             filtered[:, frame] = np.where(now, smooth, filtered[:, frame])
         return filtered
 
-
-def _weight(cutoff_hz: Float[np.ndarray, "..."] | float) -> Float[np.ndarray, "..."] | float:
-    """The weight of the newest value in an exponential average."""
-    return 1 / (1 + FRAMES_PER_SECOND / (2 * np.pi * cutoff_hz))
+    def _weight(self, cutoff_hz: Float[np.ndarray, "..."] | float) -> Float[np.ndarray, "..."] | float:
+        """The weight of the newest value in an exponential average."""
+        return 1 / (1 + self.frames_per_second / (2 * np.pi * cutoff_hz))
 
 
 def search_one_euro(

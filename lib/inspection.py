@@ -88,12 +88,11 @@ def hand_frames(recordings: Iterable[Recording]) -> pd.DataFrame:
 
 def _hand_frames(recording: Recording) -> pd.DataFrame:
     landmarks = torch.from_numpy(true_keypoints(recording)) / MM
-    landmarks[~recording.labelled.T] = torch.nan
     frames = len(recording)
     views = torch.stack([sees_hand(recording.cameras(t), landmarks[:, t]).sum(dim=1) for t in range(frames)], dim=1)
     wrist = landmarks[:, :, WRIST]
     distance = (wrist - recording.world_from_camera[:, :, :3, 3].mean(dim=1)).norm(dim=-1)
-    speed = torch.diff(wrist, dim=1, prepend=wrist[:, :1] * torch.nan).norm(dim=-1) * FRAMES_PER_SECOND
+    speed = torch.diff(wrist, dim=1, prepend=wrist[:, :1] * torch.nan).norm(dim=-1) * recording.frames_per_second
     jitter = torch.nn.functional.pad(acceleration(landmarks, dim=1).norm(dim=-1).mean(dim=-1), (1, 1), value=torch.nan)
     pinch = torch.zeros(frames, HANDS, dtype=torch.bool) if recording.pinch is None else recording.pinch
     columns = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -61,15 +62,20 @@ def overlay_frames(recording: Recording, tracks: Tracks) -> Iterator[UInt8[np.nd
         yield np.concatenate(views, axis=1)
 
 
-def write_overlay(recording: Recording, tracks: Tracks, path: Path, rate: int = 30) -> None:
-    """Write `overlay_frames` as an H.264 video, under its final name only when complete."""
+def write_overlay(recording: Recording, tracks: Tracks, path: Path) -> None:
+    """Write `overlay_frames` as an H.264 video at the recording's rate, under its final name only when complete."""
+    rate = recording.frames_per_second
     write_atomically(path, lambda temporary: write_video(temporary, overlay_frames(recording, tracks), rate))
 
 
-def write_video(path: Path, frames: Iterator[UInt8[np.ndarray, "height width 3"]], rate: int = 30) -> None:
-    """Encode RGB frames as H.264 (yuv420p, which every player shows; of odd sides the last pixel is lost)."""
+def write_video(path: Path, frames: Iterator[UInt8[np.ndarray, "height width 3"]], rate: float) -> None:
+    """Encode RGB frames as H.264 (yuv420p, which every player shows; of odd sides the last pixel is lost).
+
+    `rate` is in frames per second.
+    """
+    exact = Fraction(rate).limit_denominator(1001)  # 29.97 Hz are 30000 / 1001
     with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
+        stream = container.add_stream("libx264", rate=exact, options={"crf": "20", "preset": "veryfast"})
         stream.pix_fmt = "yuv420p"
         for index, frame in enumerate(frames):
             height, width = (size // 2 * 2 for size in frame.shape[:2])

@@ -96,7 +96,7 @@ def _occlusion_pictures(
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set_visible(False)
                 if row == 0:
-                    axes.set_title(f"{frame / FRAMES_PER_SECOND:.2f} s")
+                    axes.set_title(f"{frame / recording.frames_per_second:.2f} s")
                 if column == 0:
                     axes.set_ylabel(METHOD_NAMES[method].replace(", ", "\n"))
 

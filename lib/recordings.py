@@ -48,15 +48,16 @@ class Recording:
     """Cameras, hand and labels of a recording; the images stay in the video. Metres, radians, float64.
 
     A frame whose headset was not tracked is not `posed` (None: all are), and has no labels. `world_from_wrist` holds
-    stored, unmirrored transforms: pose the right hand through `hands.for_hand`. `pinch` exists in recordings of this
-    project only. `frames_per_second` is the rate of the video.
+    stored, unmirrored transforms: pose the right hand through `hands.for_hand`. There may be no `hand_model`, and then
+    no ground truth of landmarks. `pinch` exists in recordings of this project only. `frames_per_second` is the rate of
+    the video.
     """
 
     video: Path
     camera: Camera
     mounting_angles: Float[Tensor, "cameras"]
     world_from_camera: Float[Tensor, "frames cameras 4 4"]
-    hand_model: HandModel
+    hand_model: HandModel | None
     joint_angles: Float[Tensor, "frames 2 22"]
     world_from_wrist: Float[Tensor, "frames 2 4 4"]
     labelled: Bool[Tensor, "frames 2"]
@@ -154,7 +155,7 @@ def read_recording(video: Path) -> Recording:
 
     Raises InputError for a missing or malformed file, an unknown camera model, a wrong number of cameras, arrays or a
     video whose lengths differ, and values that cannot be (`lib.checks`). Hands that are null or NaN and frames whose
-    camera matrices are null, NaN or all zero count as unlabelled.
+    camera matrices are null, NaN or all zero count as unlabelled. There may be no labels at all, and no hand model.
     """
     labels_path = video.with_suffix(".json")
     for path in (video, labels_path):
@@ -164,8 +165,10 @@ def read_recording(video: Path) -> Recording:
     with describing(labels_path):
         with describing("cameras"):
             camera = _fisheye62(labels)
-        with describing("hand_model"):
-            hand_model = hand_from_json(field(labels, "hand_model"))
+        hand_model = None
+        if field(labels, "hand_model", None) is not None:
+            with describing("hand_model"):
+                hand_model = hand_from_json(labels["hand_model"])
         mounting_angles = json_array(labels, "camera_angles", (NUM_CAMERAS,), -360.0, 360.0)
         check_mounting_angles("camera_angles", mounting_angles)
         poses = _read_poses(labels, camera)
@@ -186,12 +189,12 @@ def _read_poses(labels: Json, camera: Camera) -> dict[str, Tensor]:
 
     A hand or frame that is null, not finite or all zeros has no pose.
     """
-    angles = json_array(labels, "joint_angles", (None, 2, NUM_JOINTS), absent=2)
-    frames = len(angles)
-    why = f": joint_angles has {frames} frames"
-    wrists = json_array(labels, _WRISTS, (frames, 2, 4, 4), absent=2, why=why)
-    confidences = json_array(labels, "hand_confidences", (frames, 2), absent=2, why=why)
+    angles, wrists, confidences = _read_hands(labels)
+    frames = None if angles is None else len(angles)
+    why = "" if frames is None else f": joint_angles has {frames} frames"
     cameras = json_array(labels, _CAMERA_POSES, (frames, NUM_CAMERAS, 4, 4), absent=2, why=why)
+    if angles is None:
+        angles, wrists, confidences = (torch.zeros(len(cameras), *shape).double() for shape in _HAND_SHAPES)
     given = cameras.isfinite().all(-1).all(-1) & (cameras.abs().amax((-2, -1)) > 0)
     posed = given.all(dim=1)
     labelled = (confidences > 0) & posed[:, None] & angles.isfinite().all(-1)
@@ -210,6 +213,23 @@ def _read_poses(labels: Json, camera: Camera) -> dict[str, Tensor]:
     }
 
 
+_HAND_SHAPES = ((2, NUM_JOINTS), (2, 4, 4), (2,))
+
+
+def _read_hands(labels: Json) -> tuple[Tensor, Tensor, Tensor] | tuple[None, None, None]:
+    """Joint angles, wrists (mm) and confidences of all frames; nothing where the file has none of the three."""
+    names = "joint_angles", _WRISTS, "hand_confidences"
+    if not any(name in labels for name in names):
+        return None, None, None
+    angles = json_array(labels, names[0], (None, *_HAND_SHAPES[0]), absent=2)
+    why = f": joint_angles has {len(angles)} frames"
+    others = [
+        json_array(labels, name, (len(angles), *shape), absent=2, why=why)
+        for name, shape in zip(names[1:], _HAND_SHAPES[1:], strict=True)
+    ]
+    return angles, *others
+
+
 def labels_to_json(recording: Recording) -> dict:
     """The labels of a recording in the `raw_data` layout (mm, degrees); the inverse of what `read_recording` reads."""
     camera = recording.camera
@@ -219,7 +239,7 @@ def labels_to_json(recording: Recording) -> dict:
     labels = {
         "cameras": [fixed | dict(zip(names, row, strict=True)) for row in parameters],
         "camera_angles": torch.rad2deg(recording.mounting_angles).tolist(),
-        "hand_model": hand_to_json(recording.hand_model),
+        **({} if recording.hand_model is None else {"hand_model": hand_to_json(recording.hand_model)}),
         "joint_angles": recording.joint_angles.tolist(),
         "wrist_transforms": _scaled(recording.world_from_wrist, MM).tolist(),
         "hand_confidences": recording.labelled.double().tolist(),

@@ -113,8 +113,7 @@ def track(network: UmeTrack, streams: HandStreams, *choices: Sequence[HandModel]
 
 def _tracks(sequence: LabelledSequence, landmarks: Float[np.ndarray, "2 longest 21 3"]) -> Tracks:
     valid = sequence.crops.views.T > 0
-    true = np.where(valid[..., None, None], sequence.true_keypoints(), 0.0)
-    return Tracks(landmarks[:, : len(sequence.crops)], true, valid)
+    return Tracks.of(landmarks[:, : len(sequence.crops)], sequence.true_keypoints(), valid)
 
 
 @torch.inference_mode()

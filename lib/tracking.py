@@ -22,7 +22,7 @@ from lib.cameras import PosedCamera
 from lib.crops import crop_cameras, crop_points, sees_hand, select_views, warp
 from lib.errors import InputError
 from lib.files import MM, write_atomically
-from lib.hands import HandModel, for_hand
+from lib.hands import NUM_LANDMARKS, HandModel, for_hand
 from lib.network import Crops, HandPrediction, TemporalState, UmeTrack
 from lib.recordings import Recording
 
@@ -49,8 +49,8 @@ class HandLabels:
 class Tracks:
     """Tracked and true landmarks of a recording, mm in the world; zero where `valid_tracking` is False.
 
-    True ones are NaN where a hand was tracked that has no label. `scale` is the calibrated factor of the generic hand,
-    None for a known skeleton.
+    True ones are NaN where a hand was tracked that has no label or hand model. `scale` is the calibrated factor of the
+    generic hand, None for a known skeleton.
     """
 
     tracked_keypoints: Float[np.ndarray, "2 frames 21 3"]
@@ -62,6 +62,17 @@ class Tracks:
     def judged(self) -> Bool[np.ndarray, "2 frames"]:
         """Where a hand was tracked and is labelled."""
         return self.valid_tracking & np.isfinite(self.gt_keypoints).all(axis=(-2, -1))
+
+    @staticmethod
+    def of(
+        tracked_mm: Float[np.ndarray, "2 frames 21 3"],
+        true_mm: Float[np.ndarray, "2 frames 21 3"],
+        found: Bool[np.ndarray, "2 frames"],
+    ) -> Tracks:
+        """The tracks of hands that were found; a pose that is not finite is none."""
+        valid = found & np.isfinite(tracked_mm).all(axis=(-2, -1))
+        shown = valid[..., None, None]
+        return Tracks(np.where(shown, tracked_mm, 0.0), np.where(shown, true_mm, 0.0), valid)
 
     def save(self, path: Path) -> None:
         """Write an .npz with one array per field, under its final name only when complete."""
@@ -179,21 +190,22 @@ class Tracker:
         """Track with a known skeleton, `model` (the recording's own, or a calibrated one)."""
         tracked = np.zeros((HANDS, len(recording), 21, 3))
         valid = np.zeros((HANDS, len(recording)), bool)
-        for frame, hands, _, prediction in self._run(recording, self._predict_known(model), min_views=1):
+        for frame, hands, _, prediction in self._run(recording, model, self._predict_known(model), min_views=1):
             landmarks = model.landmarks(
                 prediction.joint_angles.double().cpu(), for_hand(prediction.world_from_wrist.double().cpu(), hands)
             )
             tracked[hands, frame] = landmarks.numpy() * MM
             valid[hands, frame] = True
-        return Tracks(tracked, np.where(valid[..., None, None], true_keypoints(recording), 0.0), valid)
+        return Tracks.of(tracked, true_keypoints(recording), valid)
 
-    def calibrate_scale(self, recording: Recording, samples: int = CALIBRATION_SAMPLES) -> float:
+    def calibrate_scale(self, recording: Recording, generic: HandModel, samples: int = CALIBRATION_SAMPLES) -> float:
         """The mean of the first `samples` scale predictions of regressor U, over hands that two cameras see.
 
-        Raises InputError if the recording yields none. Fewer than `samples` are averaged as they are. Source: §5.3.
+        A recording without a hand is cropped around the `generic` one. Fewer than `samples` are averaged as they are.
+        Raises InputError if the recording yields none. Source: §5.3.
         """
         scales: list[float] = []
-        for _, _, _, prediction in self._run(recording, self._predict_unknown, min_views=2):
+        for _, _, _, prediction in self._run(recording, generic, self._predict_unknown, min_views=2):
             scales += prediction.scale.tolist()
             if len(scales) >= samples:
                 break
@@ -205,7 +217,7 @@ class Tracker:
 
     def track_unknown(self, recording: Recording, generic: HandModel, samples: int = CALIBRATION_SAMPLES) -> Tracks:
         """Calibrate the scale of the generic hand, then track from the start with the scaled hand. Source: §5.3."""
-        scale = self.calibrate_scale(recording, samples)
+        scale = self.calibrate_scale(recording, generic, samples)
         return replace(self.track_known(recording, generic.scaled(scale)), scale=scale)
 
     def _predict_known(self, model: HandModel) -> Callable[[Tensor, Crops], HandPrediction]:
@@ -216,11 +228,18 @@ class Tracker:
         return self.network.unknown(features, crops)
 
     def _run(
-        self, recording: Recording, predict: Callable[[Tensor, Crops], HandPrediction], min_views: int
+        self,
+        recording: Recording,
+        model: HandModel,
+        predict: Callable[[Tensor, Crops], HandPrediction],
+        min_views: int,
     ) -> Iterator[tuple[int, Int[Tensor, "tracked"], Crops, HandPrediction]]:
-        """(frame, hands, crops, prediction) of every frame in which a hand is tracked."""
+        """(frame, hands, crops, prediction) of every frame in which a hand is tracked.
+
+        Crops are taken around the labelled poses of the recording's own hand or, where it has none, of `model`.
+        """
         state = TemporalState.untracked(HANDS, self.device)
-        model = recording.hand_model
+        model = recording.hand_model or model
         for frame, images in enumerate(recording.images()):
             labels = HandLabels.of(recording, frame)
             hands, crops = make_crops(
@@ -238,7 +257,10 @@ class Tracker:
 
 
 def true_keypoints(recording: Recording) -> Float[np.ndarray, "2 frames 21 3"]:
-    """The labelled landmarks of a recording, mm in the world."""
+    """The labelled landmarks of a recording, mm in the world; NaN where nothing is labelled, or there is no hand."""
+    if recording.hand_model is None:
+        return np.full((HANDS, len(recording), NUM_LANDMARKS, 3), np.nan)
     world_from_wrist = for_hand(recording.world_from_wrist, torch.arange(HANDS).expand(len(recording), HANDS))
     landmarks = recording.hand_model.landmarks(recording.joint_angles, world_from_wrist)
+    landmarks[~recording.labelled] = torch.nan
     return landmarks.transpose(0, 1).numpy() * MM

@@ -1,6 +1,10 @@
+import itertools
 import json
+import re
+import shutil
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -15,6 +19,9 @@ from lib.metrics import mpjpe
 from lib.multistage.detection import DetNet, DetNetConfig
 from lib.multistage.keypoints import KeyNet, KeyNetConfig
 from lib.overlay import write_video
+from lib.recordings import read_recording
+from lib.results import results_folder
+from lib.tracking import true_keypoints
 
 FRAMES = 4
 
@@ -71,10 +78,22 @@ def baseline(tmp_path_factory) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize(("crops", "skeleton"), [("labelled", "known"), ("labelled", "unknown"), ("own", "known")])
-def test_track_with_the_baseline(files, baseline, results, capsys, crops, skeleton):
+@pytest.fixture
+def blind(baseline, tmp_path) -> str:
+    """The baseline with a detector that never finds a hand."""
+    folder = tmp_path / "blind"
+    shutil.copytree(baseline, folder)
+    network = DetNet(DetNetConfig())
+    torch.nn.init.constant_(network.presence[0].weight, 0.0)
+    torch.nn.init.constant_(network.presence[1].bias, -9.0)
+    save_network(network, folder / "detnet.safetensors")
+    return str(folder)
+
+
+@pytest.mark.parametrize("skeleton", ["known", "unknown"])
+def test_track_with_the_baseline(files, baseline, results, capsys, skeleton):
     files["--weights"] = baseline
-    assert track(files, results, "--method", "multistage", "--crops", crops, "--skeleton", skeleton) == 0
+    assert track(files, results, "--method", "multistage", "--skeleton", skeleton) == 0
     assert "tracked hand-frames" in capsys.readouterr().out
     with np.load(results / "tracks.npz") as stored:
         assert np.isfinite(stored["tracked_keypoints"]).all()
@@ -115,9 +134,10 @@ def test_overlay_has_every_frame_of_the_recording(files, results):
 
 
 def test_a_video_of_odd_sides_loses_a_row(tmp_path):
-    write_video(tmp_path / "odd.mp4", iter(np.full((3, 47, 65, 3), 90, np.uint8)))
+    write_video(tmp_path / "odd.mp4", iter(np.full((3, 47, 65, 3), 90, np.uint8)), 30000 / 1001)
     with av.open(str(tmp_path / "odd.mp4")) as container:
         assert [(frame.height, frame.width) for frame in container.decode(video=0)] == [(46, 64)] * 3
+        assert container.streams.video[0].average_rate == Fraction(30000, 1001)
 
 
 @pytest.mark.parametrize(
@@ -146,14 +166,88 @@ def test_frames_without_camera_poses_do_not_count(files, results, capsys):
         assert stored["valid_tracking"].tolist() == [[False, False, True, True]] * 2
 
 
-def test_a_recording_without_labels_has_no_metrics(files, results, capsys):
+def rewritten(files, **changes) -> None:
+    """Write the recording anew with some fields of its labels changed, or left out where they are None."""
     content = tiny_recording(FRAMES)
-    content.labels["hand_confidences"] = np.zeros((FRAMES, 2)).tolist()
-    content.write(Path(files["recording"]).parent)
-    assert track(files, results) == 0
+    labels = {name: value for name, value in (content.labels | changes).items() if value is not None}
+    TinyRecording(labels, content.images).write(Path(files["recording"]).parent)
+
+
+NO_LABELS = dict.fromkeys(("joint_angles", "wrist_transforms", "hand_confidences"))
+BEHIND = np.array(tiny_recording(FRAMES).labels["wrist_transforms"])
+BEHIND[..., 2, 3] -= 2000
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        (
+            {"hand_confidences": np.zeros((FRAMES, 2)).tolist()},
+            (),
+            "labels no hand, .*--method multistage --crops own",
+        ),
+        (NO_LABELS, (), "labels no hand"),
+        ({"camera_to_world_transforms": np.zeros((FRAMES, 4, 4, 4)).tolist()}, (), "no headset pose, in no frame"),
+        ({"wrist_transforms": BEHIND.tolist()}, (), "nothing was tracked: no camera sees 19 of the 21 landmarks"),
+        ({"hand_model": None}, (), "has no hand_model: add the user's, or track with --skeleton unknown"),
+        (NO_LABELS, ("--method", "multistage", "--crops", "own"), "nothing was tracked: the detector found no hand"),
+    ],
+)
+def test_nothing_tracked_is_an_error_that_says_why(files, blind, results, capsys, changes, options, message):
+    rewritten(files, **changes)
+    if options:
+        files["--weights"] = blind
+    assert track(files, results, *options) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not list(results.iterdir())
+
+
+def test_without_a_hand_an_unknown_skeleton_is_tracked(files, results, capsys):
+    rewritten(files, hand_model=None)
+    assert track(files, results, "--skeleton", "unknown", "--overlay", str(results / "overlay.mp4")) == 0
     printed = capsys.readouterr().out
-    assert "tracked hand-frames     0 of 8" in printed
+    assert "tracked hand-frames     8 of 8" in printed
     assert "nothing to compare with" in printed
+    assert "scale of generic hand" in printed
+
+
+def test_without_hand_and_labels_the_baseline_follows_its_own_crops(real, results, tmp_path, capsys):
+    """The released networks on the first frames of captured motion."""
+    whole = real / "recording" / "recording_00.mp4"
+    labels = json.loads(whole.with_suffix(".json").read_text())
+    kept = ("cameras", "camera_angles", "camera_to_world_transforms")
+    few = {name: labels[name][:12] if name == kept[-1] else labels[name] for name in kept}
+    images = np.stack(list(itertools.islice(read_recording(whole).images(), 12)))
+    video = TinyRecording(few, images).write(tmp_path)
+    weights = ("--weights", str(results_folder("reference") / "checkpoints"), "--output", str(results / "tracks.npz"))
+    options = ("--method", "multistage", "--crops", "own", "--skeleton", "unknown")
+    assert main(["track", str(video), *weights, *options]) == 0, capsys.readouterr().err
+    with np.load(results / "tracks.npz") as stored:
+        assert stored["valid_tracking"].sum() >= 16
+        errors = np.linalg.norm(stored["tracked_keypoints"] - _first_truth(whole, 12), axis=-1).mean(axis=-1)
+        assert np.median(errors[stored["valid_tracking"]]) < 25
+        assert np.isnan(stored["gt_keypoints"][stored["valid_tracking"]]).all()
+
+
+def _first_truth(video: Path, frames: int) -> np.ndarray:
+    return true_keypoints(read_recording(video))[:, :frames]
+
+
+@pytest.mark.parametrize("option", ["--output", "--overlay"])
+@pytest.mark.parametrize("of", ["recording", "labels", "--weights", "--generic-hand", "link", "output"])
+def test_an_output_never_overwrites_an_input(files, results, capsys, option, of):
+    folder = Path(files["recording"]).parent
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    (folder / "link").symlink_to(files["recording"])
+    paths = {"labels": files["recording"].replace(".mp4", ".json"), "link": str(folder / "link")}
+    paths["output"] = str(results / "tracks.npz")
+    options = [option, (files | paths)[of]]
+    if of == "output":
+        options += ["--output" if option == "--overlay" else "--overlay", paths["output"]]
+    assert track(files, results, *options) == 2
+    assert "which it would overwrite: name another file" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+    assert not list(results.iterdir())
 
 
 def rewrite(change):
@@ -180,7 +274,7 @@ def labels_of_another_length(content: TinyRecording) -> None:
         content.labels[name].append(content.labels[name][0])
 
 
-def nothing_to_calibrate(content: TinyRecording) -> None:
+def no_hand_is_labelled(content: TinyRecording) -> None:
     content.labels["hand_confidences"] = np.zeros((FRAMES, 2)).tolist()
 
 
@@ -229,7 +323,7 @@ def broken_generic_hand(files: dict[str, str]) -> None:
         (rewrite(labels_of_another_length), ["holds 4 frames, but its json labels 5"]),
         (rewrite(unknown_camera_model), ["unknown camera models ['Brown', 'FishEye62']", "knows FishEye62"]),
         (rewrite(three_cameras), ["expected 4 cameras, got 3"]),
-        (rewrite(nothing_to_calibrate), ["no frame shows a labelled hand to two cameras"]),
+        (rewrite(no_hand_is_labelled), ["labels no hand", "--method multistage --crops own"]),
         (no_weights, ["no weights at"]),
         (wrong_weights, ["missing backbone.stem.0.weight", "unexpected weight"]),
         (no_state_dict, ["holds a list, expected a dictionary from parameter names to tensors"]),
@@ -290,7 +384,7 @@ def test_benchmark_names_every_stage(files, capsys):
     arguments = ["--recording", files["recording"], "--weights", files["--weights"], "--repeats", "1", "--threads", "1"]
     assert main(["benchmark", "tracking", "--device", "cpu", *arguments]) == 0
     header, *rows = capsys.readouterr().out.splitlines()
-    assert header.split() == ["stage", "device", "threads", "median_ms", "p95_ms"]
+    assert header.split() == ["stage", "device", "threads", "median_ms", "p95_ms", "processor"]
     stages = ("decode video", "crop cameras", "warp crops", "network", "decode pose", "whole frame")
     assert {row.split(" cpu ")[0].strip() for row in rows} == {*stages}
 

@@ -208,7 +208,10 @@ def test_crops_of_expected_hands_come_from_the_views_that_see_most(recording):
     hands = torch.arange(2)
     pose = HandPose(recording.joint_angles[0], for_hand(recording.world_from_wrist[0], hands))
     expected = Memory.empty().after(hands, fitted(pose, [True, True])).expectation()
-    look, labelled = expected_look(recording, 0, recording.hand_model, expected), labelled_look(recording, 0)
+    look, labelled = (
+        expected_look(recording, 0, recording.hand_model, expected),
+        labelled_look(recording, 0, recording.hand_model),
+    )
     assert look.views.tolist() == labelled.views.tolist() == [[False, True, True, False]] * 2
     torch.testing.assert_close(look.cropped.world_from_camera, labelled.cropped.world_from_camera)
     turned = homogeneous(pose.world_from_wrist[:, :3, :3], -pose.world_from_wrist[:, :3, 3])
@@ -288,7 +291,7 @@ def test_cached_crops_are_those_of_the_recording(recording):
     footage = Footage.cached(cached(recording), recording.video)
     for frame, (images, crops) in enumerate(zip(recording.images(), footage.pictures(), strict=True)):
         kept, pictures = cached_look(footage, frame, crops)
-        look = labelled_look(recording, frame)
+        look = labelled_look(recording, frame, recording.hand_model)
         assert kept.hands.tolist() == look.hands.tolist()
         assert kept.views.tolist() == look.views.tolist()
         torch.testing.assert_close(kept.chosen().world_from_camera, look.chosen().world_from_camera, atol=1e-6, rtol=0)

@@ -113,7 +113,7 @@ def test_scales_are_means_of_the_first_samples(dataset, network, samples):
     sequences = load_sequences(dataset, "test", workers=1)[:3]
     scales = calibrate_scales(network, HandStreams(sequences), samples)
     tracker = Tracker(network)
-    expected = [tracker.calibrate_scale(read_recording(s.video), samples) for s in sequences]
+    expected = [tracker.calibrate_scale(read_recording(s.video), generic_hand(), samples) for s in sequences]
     np.testing.assert_allclose(scales, expected, rtol=1e-6)
 
 

@@ -159,7 +159,7 @@ def test_without_labels_nothing_is_tracked(tiny_tracker, recording):
     assert not tracks.valid_tracking.any()
     assert not tracks.tracked_keypoints.any()
     with pytest.raises(InputError, match="no frame shows a labelled hand to two cameras"):
-        tiny_tracker.calibrate_scale(blind)
+        tiny_tracker.calibrate_scale(blind, recording.hand_model)
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 8])
@@ -167,20 +167,41 @@ def test_calibration_averages_the_first_samples(tiny_tracker, recording, samples
     """The same as a recording that ends after as many labelled hand-frames."""
     hand_frames = [(hand, frame) for frame in range(FRAMES) for hand in (LEFT, RIGHT)]
     shortened = without(recording, *hand_frames[samples:])
-    expected = tiny_tracker.calibrate_scale(shortened, samples=100)
-    assert tiny_tracker.calibrate_scale(recording, samples) == pytest.approx(expected, rel=1e-5)
+    expected = tiny_tracker.calibrate_scale(shortened, recording.hand_model, samples=100)
+    assert tiny_tracker.calibrate_scale(recording, recording.hand_model, samples) == pytest.approx(expected, rel=1e-5)
     more = without(recording, *hand_frames[samples + 1 :]) if samples < 8 else without(recording, (RIGHT, 3))
-    assert tiny_tracker.calibrate_scale(more, samples=100) != pytest.approx(expected, rel=1e-5)
+    assert tiny_tracker.calibrate_scale(more, recording.hand_model, samples=100) != pytest.approx(expected, rel=1e-5)
 
 
 def test_unknown_skeleton_tracks_from_the_start_with_the_scaled_hand(tiny_tracker, recording):
     generic = recording.hand_model.scaled(0.9)
     tracks = tiny_tracker.track_unknown(recording, generic, samples=3)
-    scale = tiny_tracker.calibrate_scale(recording, samples=3)
+    scale = tiny_tracker.calibrate_scale(recording, generic, samples=3)
     expected = tiny_tracker.track_known(recording, generic.scaled(scale))
     assert tracks.scale == scale
     np.testing.assert_array_equal(tracks.tracked_keypoints, expected.tracked_keypoints)
     np.testing.assert_array_equal(tracks.gt_keypoints, true_keypoints(recording))
+
+
+def test_a_pose_that_is_not_finite_is_not_tracked(rng):
+    tracked, true = rng.normal(size=(2, 2, 3, 21, 3))
+    tracked[LEFT, 1, 20, 2], tracked[RIGHT, 2, 0, 0] = np.nan, np.inf
+    found = np.array([[True, True, True], [False, True, True]])
+    tracks = Tracks.of(tracked, true, found)
+    assert tracks.valid_tracking.tolist() == [[True, False, True], [False, True, False]]
+    for kept, given in ((tracks.tracked_keypoints, tracked), (tracks.gt_keypoints, true)):
+        np.testing.assert_array_equal(kept, np.where(tracks.valid_tracking[..., None, None], given, 0.0))
+
+
+def test_a_recording_without_a_hand_is_cropped_around_the_generic_one(tiny_tracker, recording):
+    generic, nobody = recording.hand_model, replace(recording, hand_model=None)
+    tracks = tiny_tracker.track_unknown(nobody, generic)
+    assert tracks.scale == tiny_tracker.calibrate_scale(recording, generic)
+    calibrated = generic.scaled(tracks.scale)
+    expected = tiny_tracker.track_known(replace(recording, hand_model=calibrated), calibrated)
+    np.testing.assert_array_equal(tracks.tracked_keypoints, expected.tracked_keypoints)
+    assert np.isnan(tracks.gt_keypoints[tracks.valid_tracking]).all()
+    assert not tracks.judged.any()
 
 
 @pytest.mark.parametrize("scale", [None, 1.25])

@@ -118,11 +118,14 @@ def cached_look(footage: Footage, frame: int, images: UInt8[np.ndarray, "2 2 siz
     return Look(hands, views[hands], cropped), _scaled(pictures[views.numpy()])
 
 
-def labelled_look(recording: Recording, frame: int) -> Look:
-    """The crops of the end-to-end tracker: hands that at least one camera sees, where they are labelled."""
+def labelled_look(recording: Recording, frame: int, model: HandModel) -> Look:
+    """The crops of the end-to-end tracker: hands that at least one camera sees, where they are labelled.
+
+    A recording without a hand is cropped around `model`.
+    """
     labels = HandLabels.of(recording, frame)
     cameras, angles = recording.cameras(frame), recording.mounting_angles
-    return Look(*choose_crop_cameras(cameras, angles, recording.hand_model, labels, min_views=1))
+    return Look(*choose_crop_cameras(cameras, angles, recording.hand_model or model, labels, min_views=1))
 
 
 def expected_look(recording: Recording, frame: int, model: HandModel, expected: Expectation) -> Look:

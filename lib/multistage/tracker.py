@@ -229,7 +229,7 @@ class MultistageTracker:
             return cached_look(footage, frame, images)
         recording = footage.recording
         if self.detector is None:
-            look = labelled_look(recording, frame)
+            look = labelled_look(recording, frame, model)
         else:
             look = expected_look(recording, frame, model, expected)
             if not expected.exists.all():
@@ -274,5 +274,4 @@ def _tracks(recording: Recording, model: HandModel, fits: Sequence[FrameFit]) ->
         found = fit.fitted.found
         tracked[fit.hands[found], fit.frame] = fit.fitted.pose[found].landmarks(model).numpy() * MM
         valid[fit.hands[found], fit.frame] = True
-    true = np.where(recording.labelled.T.numpy()[..., None, None], true_keypoints(recording), np.nan)
-    return Tracks(tracked, np.where(valid[..., None, None], true, 0.0), valid)
+    return Tracks.of(tracked, true_keypoints(recording), valid)
