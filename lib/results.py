@@ -92,18 +92,23 @@ def save_table(table: pd.DataFrame, profile: str, name: str, *, once: bool = Fal
     """Write tables/<name>.csv, numbers to `DIGITS` digits, or leave it as it is if all its numbers are the same.
 
     They are the same if they differ by no more than the last digit: what lies between two digits may be rounded either
-    way on another processor. A table of times is written `once`: it is of the machine that it names.
+    way on another processor. Whole numbers are exact. A table of times is written `once`: it is of the machine that it
+    names.
     """
     path = results_folder(profile) / "tables" / f"{name}.csv"
-    text = table.to_csv(index=False, float_format=f"%.{DIGITS}g")
+    text = table.to_csv(index=False, float_format=_digits)
     if not (path.is_file() and (once or _same_cells(path.read_text(), text))):
         _write(path, text.encode())
 
 
-DIGITS = 6
-"""Of a number in a table: processors agree on more, and readers need fewer."""
+DIGITS = 5
+"""Of a number in a table: processors agree on that, but for the last, and readers need fewer."""
 SAME_GREY = 24
 """Two pictures are the same if no pixel differs by more grey levels: a tenth of what moves by a whole pixel."""
+
+
+def _digits(number: float) -> str:
+    return f"{number:.{DIGITS}g}" if abs(number) < 10**DIGITS else f"{number:.0f}"
 
 
 def _same_cells(text: str, other: str) -> bool:
@@ -113,11 +118,17 @@ def _same_cells(text: str, other: str) -> bool:
     )
 
 
+_NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]\d+)?")
+"""As tables have them; hashes are none."""
+
+
 def _same_value(cell: str, other: str) -> bool:
-    try:
-        return cell == other or math.isclose(float(cell), float(other), rel_tol=1.01 * 10 ** (1 - DIGITS), abs_tol=1e-6)
-    except ValueError:  # words
-        return False
+    if cell == other:
+        return True
+    numbers = all(_NUMBER.fullmatch(value) for value in (cell, other))
+    whole = all(value.lstrip("-").isdecimal() for value in (cell, other))
+    tolerance = 1.01 * 10 ** (1 - DIGITS)
+    return numbers and not whole and math.isclose(float(cell), float(other), rel_tol=tolerance, abs_tol=1e-6)
 
 
 def _same_picture(path: Path, png: bytes) -> bool:
