@@ -23,8 +23,8 @@ PREDICTIONS := $(RESULTS)/predictions/complete
 # What every notebook is made from, besides itself and the notebook before it.
 INPUTS := $(LIBRARY) $(INSTALLED) $(TEST_DATA) $(LESSON_DATA) $(WEIGHTS) $(PREDICTIONS)
 
-# One thread per core unless the caller knows better.
-export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),$(shell getconf _NPROCESSORS_ONLN))
+# One thread per free core unless the caller knows better.
+export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),$(shell $(BASE_PYTHON) -m lib.cores 2> /dev/null || getconf _NPROCESSORS_ONLN))
 # As lib/__init__.py says it, for programs that load torch before lib.
 export OMP_WAIT_POLICY ?= PASSIVE
 

@@ -12,6 +12,7 @@ import torch
 
 from lib.benchmarks import benchmark_tracking, benchmark_training
 from lib.checkpoints import load_network
+from lib.cores import threads_to_use
 from lib.errors import InputError
 from lib.experiments import EXPERIMENTS, PUBLISHED_NETWORK, REFERENCE_NETWORK, train_experiment
 from lib.files import read_hand, refuse_overwriting
@@ -39,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit code is 2 for wrong usage or input, with a message on standard error."""
     options = _parser().parse_args(arguments)
     torch.backends.cudnn.allow_tf32 = False  # what is float32 shall be so on a GPU, too
+    torch.set_num_threads(threads_to_use())
     try:
         options.run(options)
     except (InputError, OSError) as error:
@@ -351,7 +353,7 @@ def _add_benchmark(commands) -> None:
     command.add_argument("--weights", type=Path, help="as of track (default: published network, random weights)")
     command.add_argument("--repeats", type=_positive, default=5, help="how often everything is measured")
     command.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes that render")
-    command.add_argument("--threads", type=_positive, help="CPU threads (default: as torch chooses)")
+    command.add_argument("--threads", type=_positive, help="CPU threads (default: one per free core)")
     _add_precision(command)
     command.add_argument("--device", type=_device, default=_fastest_device())
 

@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT
 from tiny_runs import WEIGHTS, made_up_data, run
 
-from lib import machines
+from lib import cores, machines
 from lib.errors import InputError
 from lib.experiments import EXPERIMENTS, experiment_and_seed
 from lib.files import read_json
@@ -141,3 +141,32 @@ def waits_passively(arguments: list[str], **environment: str) -> bool:
 def test_threads_wait_passively_unless_the_user_says_otherwise(arguments):
     assert waits_passively(arguments)
     assert not waits_passively(arguments, OMP_WAIT_POLICY="ACTIVE")
+
+
+def test_threads_are_as_many_as_cores_are_free(monkeypatch, tmp_path):
+    """Two samples of what cores did: the first core of two is idle for 95 ticks of 100, the second for 10."""
+    stat = tmp_path / "stat"
+    samples = ["cpu  9 9 9 9 9 9 9 0 0 0\ncpu0 0 0 0 50 0 0 0 0 0 0\ncpu1 0 0 0 50 0 0 0 0 0 0\nintr 5",
+               "cpu  9 9 9 9 9 9 9 0 0 0\ncpu0 5 0 0 140 5 0 0 0 0 0\ncpu1 60 10 10 60 0 5 5 0 0 0\nintr 6"]  # fmt: skip
+    monkeypatch.setattr(cores, "_STAT", stat)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    monkeypatch.setattr(cores.time, "sleep", lambda seconds: stat.write_text(samples[1]))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    stat.write_text(samples[0])
+    assert cores.threads_to_use() == 1
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1})
+    stat.write_text(samples[0])
+    assert cores.threads_to_use() == 1, "at least one"
+    idle = samples[0].replace("50", "150")
+    monkeypatch.setattr(cores.time, "sleep", lambda seconds: stat.write_text(idle))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    stat.write_text(samples[0])
+    assert cores.threads_to_use() == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert cores.threads_to_use() == 7
+
+
+def test_without_the_statistics_of_linux_all_cores_are_used(monkeypatch, tmp_path):
+    monkeypatch.setattr(cores, "_STAT", tmp_path / "missing")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert cores.threads_to_use() == os.cpu_count()
