@@ -1,7 +1,7 @@
 """How many threads a computation should have: one for every core that is free.
 
-Threads that share their work evenly wait for the slowest of them. Beside a process that holds a core, two threads on two
-cores so take twice as long as one. `python -m lib.cores` prints the number; nothing but Python is needed for it.
+Threads that share their work evenly wait for the slowest of them: beside a process that holds a core, two threads on
+two cores take twice as long as one. `python -m lib.cores` prints the number, and needs nothing but Python.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def threads_to_use(seconds: float = 0.5) -> int:
         return os.cpu_count() or 1
     before = _idle_and_all()
     time.sleep(seconds)
-    shares = [
-        (idle - idle0) / max(1, total - total0)
-        for (idle, total), (idle0, total0) in zip(_idle_and_all(), before, strict=True)
-    ]
-    return max(1, round(sum(shares)))
+    changes = zip(before, _idle_and_all(), strict=True)
+    free = sum(
+        (idle - idle_before) / max(1, total - all_before) for (idle_before, all_before), (idle, total) in changes
+    )
+    return max(1, round(free))
 
 
 def _idle_and_all() -> list[tuple[int, int]]:

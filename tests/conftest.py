@@ -29,6 +29,7 @@ WIDTH, HEIGHT = 64, 48
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """Sums of floating-point numbers depend on how threads share them."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # for commands, which ask for free cores otherwise
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 

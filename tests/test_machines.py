@@ -146,8 +146,9 @@ def test_threads_wait_passively_unless_the_user_says_otherwise(arguments):
 def test_threads_are_as_many_as_cores_are_free(monkeypatch, tmp_path):
     """Two samples of what cores did: the first core of two is idle for 95 ticks of 100, the second for 10."""
     stat = tmp_path / "stat"
-    samples = ["cpu  9 9 9 9 9 9 9 0 0 0\ncpu0 0 0 0 50 0 0 0 0 0 0\ncpu1 0 0 0 50 0 0 0 0 0 0\nintr 5",
-               "cpu  9 9 9 9 9 9 9 0 0 0\ncpu0 5 0 0 140 5 0 0 0 0 0\ncpu1 60 10 10 60 0 5 5 0 0 0\nintr 6"]  # fmt: skip
+    first = "cpu  9 9 9 9 9 9 9 0 0 0\ncpu0 0 0 0 50 0 0 0 0 0 0\ncpu1 0 0 0 50 0 0 0 0 0 0\nintr 5"
+    second = "cpu  9 9 9 9 9 9 9 0 0 0\ncpu0 5 0 0 140 5 0 0 0 0 0\ncpu1 60 10 10 60 0 5 5 0 0 0\nintr 6"
+    samples = first, second
     monkeypatch.setattr(cores, "_STAT", stat)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
     monkeypatch.setattr(cores.time, "sleep", lambda seconds: stat.write_text(samples[1]))
