@@ -16,7 +16,7 @@ import torch
 from lib.clips import ClipSource
 from lib.crop_cache import CACHE_SIZE, CropSequence
 from lib.hands import HandModel, for_hand
-from lib.machines import Precision, machine, native_precision
+from lib.machines import Precision, machine, native_precision, processor
 from lib.network import NetworkConfig, TemporalState, UmeTrack
 from lib.objective import ClipData, ClipTraining, ClipTrainingConfig
 from lib.recordings import Recording
@@ -88,15 +88,14 @@ def _time_recording(recording: Recording, network: UmeTrack, watch: Stopwatch) -
 
 def summary(watch: Stopwatch) -> pd.DataFrame:
     """Median and 95th percentile of each stage, and what they were measured on."""
-    about = machine(watch.device)
     rows = [
         {
             "stage": stage,
             "device": watch.device.type,
-            "threads": about["threads"],
+            "threads": torch.get_num_threads(),
             "median_ms": 1e3 * np.median(seconds),
             "p95_ms": 1e3 * np.percentile(seconds, 95),
-            "processor": f"{about['device']}, {about['instructions']}",
+            "processor": processor(watch.device),
         }
         for stage, seconds in watch.durations.items()
     ]

@@ -160,6 +160,12 @@ def instruction_set(device: torch.device) -> str:
     return torch.backends.cpu.get_cpu_capability()
 
 
+def processor(device: torch.device) -> str:
+    """What times, and whatever depends on rounding, were measured on."""
+    about = machine(device)
+    return f"{about['device']}, {about['instructions']}"
+
+
 def _cpu_name() -> str:
     """The model of the processor where the system says so, else its architecture."""
     names = _cpu_info("model name")

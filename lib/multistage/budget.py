@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 
+from lib.machines import processor
 from lib.multistage.looks import Footage
 from lib.multistage.sources import Detector, KeypointSource, labelled_circles, labelled_keypoints
 from lib.multistage.tracker import MultistageTracker
@@ -31,7 +33,7 @@ def error_budget(footage: Sequence[Footage], cases: Mapping[str, Stages]) -> pd.
     """Track footage of known skeletons in every case; labelled crops may come from its cache.
 
     Columns: stages, mpjpe_mm of the hand-frames that are found in every case (NaN if there are none), found_percent of
-    the labelled hand-frames.
+    the labelled hand-frames, processor: when a hand is detected depends on rounding, and so on the machine.
     """
     models = [one.recording.hand_model for one in footage]
     labelled = sum(int(one.recording.labelled.sum()) for one in footage)
@@ -46,4 +48,4 @@ def error_budget(footage: Sequence[Footage], cases: Mapping[str, Stages]) -> pd.
         error = error_of([one.tracked_keypoints for one in tracks], [one.gt_keypoints for one in tracks], always)
         found = sum(int(one.judged.sum()) for one in tracks)
         rows.append({"stages": name, "mpjpe_mm": error.mean, "found_percent": 100 * found / labelled})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(processor=processor(torch.device("cpu")))

@@ -52,29 +52,37 @@ MIN_CONFIDENCE = 0.69
 """Mean confidence of the keypoints below which a hand in a crop of the tracker's own is lost: 99 % of the hands of
 validation users are above it (tables/hand_confidence.csv). Deviation: the source names no such test; without it
 what is no hand is followed for as long as its keypoints fit one."""
+MAX_MISSED = 5
+"""Frames for which a hand that was not found is still expected where it was last: a sixth of a second, in which few
+hands leave their crop. Afterwards the detector looks for it. Deviation: the source forgets at once. Detection is less
+sure than a crop around the last pose: after one missing frame a hand could stay lost for good."""
 SIDE_BY_SIDE = 8
 """Recordings that are tracked together: their crops are one batch, and their videos are open at once."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The poses of both hands in the last two frames; a pose means nothing where the hand was not found."""
+    """The poses of both hands in the last two frames; a pose means nothing where the hand is not `known`.
+
+    A hand that was not found in the last `missed` frames may be known still, at rest where it was found last.
+    """
 
     last: HandPose
     before: HandPose
-    found: Bool[Tensor, "2"]
-    found_before: Bool[Tensor, "2"]
+    known: Bool[Tensor, "2"]
+    known_before: Bool[Tensor, "2"]
+    missed: Int[Tensor, "2"]
 
     @staticmethod
     def empty() -> Memory:
-        """Neither hand was found."""
+        """Neither hand is known."""
         pose = HandPose(torch.zeros(HANDS, 22).double(), torch.eye(4).double().repeat(HANDS, 1, 1))
         nothing = torch.zeros(HANDS, dtype=torch.bool)
-        return Memory(pose, pose, nothing, nothing)
+        return Memory(pose, pose, nothing, nothing, nothing.long())
 
     def expectation(self) -> Expectation:
         """Where the hands are expected: the last motion goes on with `EXTRAPOLATION_GAIN`."""
-        last, known = self.last, self.found_before[:, None]
+        last, known = self.last, self.known_before[:, None]
         before = HandPose(
             torch.where(known, self.before.joint_angles, last.joint_angles),
             torch.where(known[..., None], self.before.world_from_wrist, last.world_from_wrist),
@@ -86,16 +94,22 @@ class Memory:
             further @ last.world_from_wrist[:, :3, :3], last.world_from_wrist[:, :3, 3] + EXTRAPOLATION_GAIN * shift
         )
         angles = last.joint_angles + EXTRAPOLATION_GAIN * (last.joint_angles - before.joint_angles)
-        return Expectation(HandPose(angles, wrist), last, self.found)
+        return Expectation(HandPose(angles, wrist), last, self.known)
 
-    def after(self, hands: Int[Tensor, "tracked"], fitted: FitResult) -> Memory:
-        """The memory one frame later; hands that were not fitted, or not found, are forgotten."""
+    def after(self, hands: Int[Tensor, "tracked"], fitted: FitResult, patience: int = 0) -> Memory:
+        """The memory one frame later; hands not found for more than `patience` frames are forgotten."""
         found = torch.zeros(HANDS, dtype=torch.bool)
         found[hands] = fitted.found
         angles, wrist = self.last.joint_angles.clone(), self.last.world_from_wrist.clone()
         kept = hands[fitted.found]
         angles[kept], wrist[kept] = fitted.pose.joint_angles[fitted.found], fitted.pose.world_from_wrist[fitted.found]
-        return Memory(HandPose(angles, wrist), self.last, found, self.found)
+        return replace(self.unseen(patience, found), last=HandPose(angles, wrist))
+
+    def unseen(self, patience: int, found: Bool[Tensor, "2"] | None = None) -> Memory:
+        """The memory one frame later, in which no hand was seen but those that were `found`."""
+        found = torch.zeros(HANDS, dtype=torch.bool) if found is None else found
+        missed = torch.where(found, 0, self.missed + 1)
+        return Memory(self.last, self.last, found | (self.known & (missed <= patience)), self.known, missed)
 
 
 @dataclass(frozen=True)
@@ -199,16 +213,16 @@ class MultistageTracker:
     def _follow(self, footage: Footage, model: HandModel, frames: int) -> TrackingRun:
         """Both hands through the first frames of a recording; yields a question wherever a hand is looked at."""
         memory, fits = Memory.empty(), []
-        scale = hand_scale(model)
+        scale, patience = hand_scale(model), 0 if self.detector is None else MAX_MISSED
         for images, frame in zip(footage.pictures(), range(frames), strict=False):
             if footage.recording.posed is not None and not footage.recording.posed[frame]:
-                memory = Memory.empty()
+                memory = memory.unseen(patience)
                 continue
             expected, cameras = memory.expectation(), footage.recording.cameras(frame)
             with self.stage("crops"):
                 look, pictures = self._look(footage, frame, images, model, expected)
             if not len(look.hands):
-                memory = Memory.empty()
+                memory = memory.unseen(patience)
                 continue
             hand, cropped = look.hands[look.views.nonzero(as_tuple=True)[0]], look.chosen()
             priors = _prior(cropped, expected[hand], model, scale)
@@ -218,7 +232,7 @@ class MultistageTracker:
                 fitted = fit_pose(observation, model, look.hands, expected[look.hands], self.weights)
                 if self.detector is not None:
                     fitted = replace(fitted, found=fitted.found & (observation.mean_confidence() >= MIN_CONFIDENCE))
-            memory = memory.after(look.hands, fitted)
+            memory = memory.after(look.hands, fitted, patience)
             fits.append(FrameFit(frame, look.hands, observation, fitted))
         return fits
 
