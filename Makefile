@@ -35,13 +35,19 @@ help: ## list the targets
 
 # ---- environment ----------------------------------------------------------------------------------------------------
 
-# The copy of the lock file is written last: it says that all of it is installed.
+# The copy of the lock file is written last: it says that all of it is installed. Two makes at once install once, where
+# there is flock.
 $(INSTALLED): requirements.lock
+	@exec 9> .venv.lock; ! command -v flock > /dev/null || flock 9; \
+	if [ ! -f $@ ] || [ $< -nt $@ ]; then $(MAKE) --no-print-directory install; fi
+
+.PHONY: install
+install: requirements.lock
 	@if command -v uv > /dev/null; then $(install_with_uv); else $(install_with_pip); fi
 	@printf '%s\n' "$$PWD" "$$on_start" > \
 		"$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/umetrack-study.pth"
 	@mkdir -p .venv/etc/ipython && echo 'c.IPKernelApp.log_level = "ERROR"' > .venv/etc/ipython/ipython_kernel_config.py
-	@cp $< $@
+	@cp $< $(INSTALLED)
 
 # The .pth file lets notebooks import lib, and lets their kernels wait passively although they load torch before it. The
 # kernels warn of nothing but errors: not of each port that they open on this machine.
@@ -83,17 +89,18 @@ $(foreach notebook,$(EXECUTED),$(eval $(notebook): $(previous))$(eval previous :
 
 # The reference profile is what the notebooks' own parameters say.
 PARAMETERS := $(if $(filter-out reference,$(PROFILE)),-p profile $(PROFILE))
-PARTIAL = $(@:.ipynb=.partial.ipynb)
 VOLATILE := metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version
 
-# Executed under another name, freed of all that differs between two runs, then renamed: what is there is whole.
+# Executed under another name, one of this process, freed of all that differs between two runs, then renamed: what is there
+# is whole.
 $(RESULTS)/notebooks/%.ipynb: notebooks/%.ipynb $(INPUTS)
 	@echo "== $<"
 	@mkdir -p $(@D)
-	@TQDM_DISABLE=1 $(BIN)/papermill --cwd notebooks --kernel python3 --log-level WARNING $(PARAMETERS) $< $(PARTIAL)
-	@$(BIN)/jupyter nbconvert --to notebook --inplace --coalesce-streams --log-level WARN $(PARTIAL)
-	@$(BIN)/nbstripout --keep-output --keep-count --extra-keys '$(VOLATILE)' $(PARTIAL)
-	@mv $(PARTIAL) $@
+	@set -e; partial=$(@:.ipynb=.partial).$$$$.ipynb; \
+	TQDM_DISABLE=1 $(BIN)/papermill --cwd notebooks --kernel python3 --log-level WARNING $(PARAMETERS) $< $$partial; \
+	$(BIN)/jupyter nbconvert --to notebook --inplace --coalesce-streams --log-level WARN $$partial; \
+	$(BIN)/nbstripout --keep-output --keep-count --extra-keys '$(VOLATILE)' $$partial; \
+	mv $$partial $@
 
 .PHONY: notebooks
 notebooks: study ## run the study, keep its notebooks and the README's results as the ones to commit

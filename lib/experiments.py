@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch.distributed as dist
 from torch import nn
 
 from lib.clips import ClipSource
@@ -14,6 +16,7 @@ from lib.crop_cache import CropSequence
 from lib.errors import InputError
 from lib.files import fingerprint, read_json, sha256_of
 from lib.hands import HandModel
+from lib.locks import working_in
 from lib.losses import LossWeights
 from lib.machines import Precision
 from lib.multistage.detection_training import DetectionTraining, DetectionTrainingConfig, ViewData, ViewSource
@@ -112,21 +115,27 @@ def train_experiment(
 
     `minutes` replaces the number of steps by what the machine does in that time. With another `seed`, of the first
     weights and of all that is drawn in training, the name ends in `_seedN`. Raises InputError if the folder holds a
-    run and `resume` is not asked for, or if the weights are there and would be replaced.
+    run and `resume` is not asked for, if another process trains it, or if the weights are there and would be replaced.
     """
     run_name = f"{name}{_SEED}{seed}" if seed else name
     folder = results_folder(profile) / "runs" / run_name
     weights = results_folder(profile) / "checkpoints" / f"{run_name}.safetensors"
+    config = replace(experiment(name, profile), seed=seed)
+    first = not dist.is_initialized() or dist.get_rank() == 0  # the processes of a run are one user of its folder
+    with working_in(folder, wait=False) if first else nullcontext():
+        _refuse_to_replace(folder, weights, resume)
+        task = load_task(config, profile, data_folder, generic_hand, device)
+        if minutes is not None:
+            task = replace(task, config=fit_to_minutes(task, device, minutes, folder, precision, compiled))
+        return Run(folder, task, device, precision, compiled).train(weights)
+
+
+def _refuse_to_replace(folder: Path, weights: Path, resume: bool) -> None:
     if (folder / "checkpoint.pt").exists():
         if not resume:
             raise InputError(f"{folder} holds a run already: go on with --resume, or remove it")
     elif weights.exists():
         raise InputError(f"{weights} is there: remove it and {folder} to train it anew, or give another --seed")
-    config = replace(experiment(name, profile), seed=seed)
-    task = load_task(config, profile, data_folder, generic_hand, device)
-    if minutes is not None:
-        task = replace(task, config=fit_to_minutes(task, device, minutes, folder, precision, compiled))
-    return Run(folder, task, device, precision, compiled).train(weights)
 
 
 def load_task(config: TrainingConfig, profile: str, folder: Path, generic_hand: HandModel, device: str) -> Task:

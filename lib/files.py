@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import platform
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -214,15 +217,37 @@ def refuse_overwriting(outputs: Mapping[str, Path | None], inputs: Mapping[str, 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary name beside `path` and rename the result; on failure nothing is left behind.
 
-    The temporary name keeps the suffix, by which many writers choose their format.
+    The temporary name keeps the suffix, by which many writers choose their format. What processes of this machine left
+    that were killed while they wrote the same file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    prefix = f".{path.stem}.{_MACHINE}-"
+    temporary = path.with_name(f"{prefix}{os.getpid()}{path.suffix}")
+    for left in path.parent.glob(f"{glob.escape(prefix)}*{glob.escape(path.suffix)}"):
+        if not _is_alive(left.name.removeprefix(prefix).removesuffix(path.suffix)):
+            left.unlink(missing_ok=True)
     try:
         write(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_MACHINE = re.sub(r"\W", "_", platform.node())
+"""In temporary names, since other machines may write to the same folder: their processes cannot be asked after."""
+
+
+def _is_alive(pid: str) -> bool:
+    """Whether a process of this machine is running; of what is no number nothing is known."""
+    if not pid.isdecimal():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def sha256_of(path: Path) -> str:

@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -125,7 +126,14 @@ def start_worker() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _end_with_parent() -> None:
+    """A process whose parent was killed would wait for work for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def distribute(learner: nn.Module) -> nn.Module:

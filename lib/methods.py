@@ -18,6 +18,7 @@ import torch
 from lib.errors import InputError
 from lib.experiments import experiment_and_seed
 from lib.filters import OneEuroFilter, search_one_euro
+from lib.locks import working_in
 from lib.machines import in_processes
 from lib.multistage.fit import FIT_WEIGHTS
 from lib.multistage.looks import Footage
@@ -82,9 +83,10 @@ def make_predictions(profile: str, data_folder: Path, workers: int, device: str 
     jobs += [partial(make, name, without_memory=True) for name in WITHOUT_MEMORY]
     if _has_baseline(profile):
         jobs.insert(0, partial(predict_multistage, profile, data_folder, device=device))  # it takes longest
-    load_sequences(data_folder, "test")  # which cuts their crops, once for all
-    for _ in in_processes([partial(_without_result, job) for job in jobs], workers, "predictions", "method"):
-        pass
+    with working_in(results_folder(profile) / "predictions", wait=True):
+        load_sequences(data_folder, "test")  # which cuts their crops, once for all
+        for _ in in_processes([partial(_without_result, job) for job in jobs], workers, "predictions", "method"):
+            pass
 
 
 def _without_result(job: Callable[[], object]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, astuple, replace
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from lib.clips import NO_AUGMENTATION, TRUE_SKELETON, Augmentation, SkeletonNois
 from lib.errors import InputError
 from lib.experiments import EXPERIMENTS, REFERENCE_NETWORK, beginning, listed_files, load_clips
 from lib.hands import HandModel
+from lib.locks import working_in
 from lib.machines import Precision, machine
 from lib.objective import ClipTraining, ClipTrainingConfig
 from lib.results import commit, results_folder, save_table
@@ -98,18 +99,33 @@ def search(
     """
     if unknown := set(names) - VARIANTS.keys():
         raise InputError(f"no variant {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
-    path = results_folder(profile) / "tables" / "recipe.csv"
-    table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["variant", "crops_asked"])
     for name in names:
-        of_name = (table.variant == name) & (table.crops_asked == crops)
         identity = _identity(name, profile, data_folder)
-        if not (table.reindex(columns=["identity"])[of_name] == identity).to_numpy().any():
-            folder = results_folder(profile) / "runs" / "recipe" / f"{name} {crops} {identity}"
+        folder = results_folder(profile) / "runs" / "recipe" / f"{name} {crops} {identity}"
+        with working_in(folder, wait=True):
+            table = _read_table(profile)
+            if (table[_is_of(table, name, crops)].identity == identity).any():
+                continue
             row = _train(name, profile, folder, data_folder, generic_hand, device, crops, precision)
-            row |= {"identity": identity}
-            table = pd.concat((table[~of_name], pd.DataFrame([row])), ignore_index=True)
-            save_table(table, profile, "recipe")
-    return table
+            _replace_row(profile, row | {"identity": identity})
+    return _read_table(profile)
+
+
+def _read_table(profile: str) -> pd.DataFrame:
+    path = results_folder(profile) / "tables" / "recipe.csv"
+    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["variant", "crops_asked", "identity"])
+
+
+def _is_of(table: pd.DataFrame, name: str, crops: int) -> pd.Series:
+    return (table.variant == name) & (table.crops_asked == crops)
+
+
+def _replace_row(profile: str, row: Mapping[str, object]) -> None:
+    """Put the row in place of another of the same variant and crops; other searches may be adding theirs."""
+    with working_in(results_folder(profile) / "tables", wait=True):
+        table = _read_table(profile)
+        others = table[~_is_of(table, row["variant"], row["crops_asked"])]
+        save_table(pd.concat((others, pd.DataFrame([row])), ignore_index=True), profile, "recipe")
 
 
 _loaded_once = cache(load_clips)

@@ -8,7 +8,8 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pandas as pd
 
-from lib.rendered.dataset import SequenceKey, sample_sequence, start_worker
+from lib.machines import start_worker
+from lib.rendered.dataset import SequenceKey, sample_sequence
 from lib.rendered.motion import PROTOCOLS
 from lib.rendered.raster import render_frame
 

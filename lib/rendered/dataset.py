@@ -14,25 +14,21 @@ from __future__ import annotations
 
 import functools
 import json
-import multiprocessing
-import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 import av
-import cv2
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from tqdm import tqdm
 
 from lib.crop_cache import crop_sequence
 from lib.errors import InputError
 from lib.files import MM, fingerprint, read_json, sha256_of, write_atomically
+from lib.locks import working_in
+from lib.machines import in_processes
 from lib.multistage.views import view_sequence
 from lib.recordings import Recording, labels_to_json
 from lib.rendered.bodies import FOREARM, FOREARM_BONES
@@ -222,8 +218,14 @@ def render_dataset(
     """Render what is missing of a split below `output` and return its index.
 
     Raises InputError if the folder holds another dataset (version, seed, profile or frames differ), if a file differs
-    from what its index says, or if a worker dies; OSError if a file cannot be written. What is complete is kept.
+    from what its index says, or if a worker dies; OSError if a file cannot be written. What is complete is kept. While
+    another process renders there, it is waited for.
     """
+    with working_in(output, wait=True):
+        return _render_dataset(profile, split, output, workers, scale, seed)
+
+
+def _render_dataset(profile: Profile, split: Split, output: Path, workers: int, scale: float, seed: int) -> Path:
     _claim(output, profile, seed)
     keys = sequence_keys(profile, split, scale, seed)
     files = dict(sorted(_write_all(keys, output, workers, f"rendering {split}").items()))
@@ -242,19 +244,9 @@ def render_dataset(
 
 
 def _write_all(keys: list[SequenceKey], output: Path, workers: int, title: str) -> dict[str, str]:
-    """Write the sequences on several processes; the hashes of all files. The first failure stops what has not begun."""
-    files = {}
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker) as pool:
-        jobs = [pool.submit(_write_sequence, key, output) for key in keys]
-        try:
-            for job in tqdm(as_completed(jobs), title, len(jobs), unit="sequence"):
-                files |= job.result()
-        except BrokenProcessPool as error:
-            raise InputError("a process that renders has died; if memory ran out, use fewer --workers") from error
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    return files
+    """Write the sequences on several processes; the hashes of all files."""
+    jobs = [functools.partial(_write_sequence, key, output) for key in keys]
+    return dict(file for files in in_processes(jobs, workers, title, "sequence") for file in files.items())
 
 
 def _claim(output: Path, profile: Profile, seed: int) -> None:
@@ -269,13 +261,6 @@ def _claim(output: Path, profile: Profile, seed: int) -> None:
             )
     else:
         write_atomically(marker, lambda temporary: temporary.write_text(json.dumps(mine)))
-
-
-def start_worker() -> None:
-    """Keep a process that renders to one thread; an interrupt is the parent's business."""
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _write_sequence(key: SequenceKey, output: Path) -> dict[str, str]:

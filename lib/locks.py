@@ -1,0 +1,45 @@
+"""Folders that one process works in at a time."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lib.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+LOCK = ".lock"
+
+
+@contextmanager
+def working_in(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the lock of a folder, which is made if need be.
+
+    While another process holds it, wait and say so, or raise InputError. The system frees the lock when its process
+    ends, however it ends. Where there are no such locks (Windows, some network drives), go on, and say so.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a") as file:
+        try:
+            _take(file, folder, wait)
+        except OSError as error:
+            print(f"{folder} cannot be locked ({error}): let no other process work in it", file=sys.stderr)
+        yield
+
+
+def _take(file, folder: Path, wait: bool) -> None:
+    if fcntl is None:
+        raise OSError("no such locks on this system")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not wait:
+            raise InputError(f"another process works in {folder}: wait until it has ended, or stop it") from None
+        print(f"waiting for another process that works in {folder}", file=sys.stderr)
+        fcntl.flock(file, fcntl.LOCK_EX)
