@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,6 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-LOCK = ".lock"
-
 
 @contextmanager
 def working_in(folder: Path, *, wait: bool) -> Iterator[None]:
@@ -25,21 +24,29 @@ def working_in(folder: Path, *, wait: bool) -> Iterator[None]:
     ends, however it ends. Where there are no such locks (Windows, some network drives), go on, and say so.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as file:
-        try:
-            _take(file, folder, wait)
-        except OSError as error:
-            print(f"{folder} cannot be locked ({error}): let no other process work in it", file=sys.stderr)
+    file = None
+    try:
+        file = _take(folder, wait)
+    except OSError as error:
+        print(f"{folder} cannot be locked ({error}): let no other process work in it", file=sys.stderr)
+    try:
         yield
+    finally:
+        if file is not None:
+            os.close(file)
 
 
-def _take(file, folder: Path, wait: bool) -> None:
+def _take(folder: Path, wait: bool) -> int:
+    """The open folder, locked: nothing is left in it."""
     if fcntl is None:
         raise OSError("no such locks on this system")
+    file = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         if not wait:
+            os.close(file)
             raise InputError(f"another process works in {folder}: wait until it has ended, or stop it") from None
         print(f"waiting for another process that works in {folder}", file=sys.stderr)
         fcntl.flock(file, fcntl.LOCK_EX)
+    return file

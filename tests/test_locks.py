@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from lib.errors import InputError
 from lib.files import write_atomically
-from lib.locks import LOCK, working_in
+from lib.locks import working_in
 
 HOLD = """
 import sys, time
@@ -73,8 +73,8 @@ def kill_when(process: subprocess.Popen, ready: Callable[[], bool]) -> None:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """All files of a folder but its lock."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != LOCK)
+    """All files of a folder."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 

@@ -246,18 +246,25 @@ def test_a_lost_frame_costs_no_more_than_itself(recording, kind, frames):
     assert labelled.valid_tracking.tolist() == expected.tolist()
 
 
-def test_a_hand_missed_for_long_is_detected_anew(recording, monkeypatch):
-    """Where it was last is then looked at no more, and the detector is asked."""
-    monkeypatch.setattr("lib.multistage.tracker.MAX_MISSED", 1)
-    asked = []
+@pytest.mark.parametrize("patience", [1, 5])
+def test_a_hand_missed_more_than_once_is_detected_anew(recording, monkeypatch, patience):
+    """Expected where it was last or not: the detector is asked, and tells where it is."""
+    monkeypatch.setattr("lib.multistage.tracker.MAX_MISSED", patience)
+    asked, priors = [], []
 
     def circles(recording, frame, camera, picture) -> Circles:
         asked.append(frame)
         return labelled_circles(recording, frame, camera, picture)
 
-    source = changed(lambda question, true: replace(true, confidence=true.confidence * (question.frame not in (3, 4))))
-    MultistageTracker(source, circles).track_known(recording, recording.hand_model)
+    def source(question: Question, true: Keypoints) -> Keypoints:
+        if question.frame == 5:
+            priors.append(question.prior)
+        return replace(true, confidence=true.confidence * (question.frame not in (3, 4)))
+
+    tracks = MultistageTracker(changed(source), circles).track_known(recording, recording.hand_model)
     assert [frame for frame in asked if frame > 2] == [5]
+    assert tracks.valid_tracking[:, 5].all()
+    assert (torch.cat(priors) == 0).all()
 
 
 def test_crops_of_expected_hands_come_from_the_views_that_see_most(recording):

@@ -54,8 +54,8 @@ validation users are above it (tables/hand_confidence.csv). Deviation: the sourc
 what is no hand is followed for as long as its keypoints fit one."""
 MAX_MISSED = 5
 """Frames for which a hand that was not found is still expected where it was last: a sixth of a second, in which few
-hands leave their crop. Afterwards the detector looks for it. Deviation: the source forgets at once. Detection is less
-sure than a crop around the last pose: after one missing frame a hand could stay lost for good."""
+hands leave their crop. From the second on it is where the detector finds it, if it does. Deviation: the source forgets
+at once. Detection is less sure than a crop around the last pose: after one missing frame a hand could stay lost."""
 SIDE_BY_SIDE = 8
 """Recordings that are tracked together: their crops are one batch, and their videos are open at once."""
 
@@ -218,9 +218,9 @@ class MultistageTracker:
             if footage.recording.posed is not None and not footage.recording.posed[frame]:
                 memory = memory.unseen(patience)
                 continue
-            expected, cameras = memory.expectation(), footage.recording.cameras(frame)
+            cameras = footage.recording.cameras(frame)
             with self.stage("crops"):
-                look, pictures = self._look(footage, frame, images, model, expected)
+                look, pictures, expected = self._look(footage, frame, images, model, memory)
             if not len(look.hands):
                 memory = memory.unseen(patience)
                 continue
@@ -237,25 +237,28 @@ class MultistageTracker:
         return fits
 
     def _look(
-        self, footage: Footage, frame: int, images: np.ndarray, model: HandModel, expected: Expectation
-    ) -> tuple[Look, Tensor]:
+        self, footage: Footage, frame: int, images: np.ndarray, model: HandModel, memory: Memory
+    ) -> tuple[Look, Tensor, Expectation]:
+        """What is looked at, its crops, and where hands are expected: a hand that is detected is not."""
+        expected, recording = memory.expectation(), footage.recording
         if footage.crops is not None:
-            return cached_look(footage, frame, images)
-        recording = footage.recording
+            return *cached_look(footage, frame, images), expected
         if self.detector is None:
             look = labelled_look(recording, frame, model)
+        elif (sought := ~memory.known | (memory.missed > 1)).any():
+            detected = self._detect(recording, frame, images, sought)
+            expected = replace(expected, exists=expected.exists.index_fill(0, detected.hands, False))
+            look = expected_look(recording, frame, model, expected).joined(detected)
         else:
             look = expected_look(recording, frame, model, expected)
-            if not expected.exists.all():
-                look = look.joined(self._detect(recording, frame, images, expected))
-        return look, take_pictures(images, recording.cameras(frame), look)
+        return look, take_pictures(images, recording.cameras(frame), look), expected
 
-    def _detect(self, recording: Recording, frame: int, images: np.ndarray, expected: Expectation) -> Look:
-        """The lost hands that the detector finds in one camera, another one in each frame."""
+    def _detect(self, recording: Recording, frame: int, images: np.ndarray, sought: Bool[Tensor, "2"]) -> Look:
+        """The hands sought that the detector finds in one camera, another one in each frame."""
         camera = frame % len(images)
         with self.stage("detector"):
             circles = self.detector(recording, frame, camera, images[camera])
-        hands = (~expected.exists & (circles.presence > PRESENCE_THRESHOLD)).nonzero()[:, 0]
+        hands = (sought & (circles.presence > PRESENCE_THRESHOLD)).nonzero()[:, 0]
         return detected_look(recording, frame, camera, circles, hands)
 
 
