@@ -144,9 +144,13 @@ lint: $(INSTALLED) ## check the code's form, in notebooks too
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
+# Two halves at once, each on one thread.
+TESTS := $(sort $(wildcard tests/test_*.py))
+HALF = $(shell printf '%s\n' $(TESTS) | awk 'NR % 2 == $(1)')
 test-library: $(INSTALLED)
 	@echo '== tests of the library'
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest -p no:cacheprovider $(call HALF,0) & other=$$!; \
+	$(PYTHON) -m pytest -p no:cacheprovider $(call HALF,1); mine=$$?; wait $$other && exit $$mine
 
 # Before the notebooks, which write the tables anew.
 test-tables: $(PREDICTIONS)
