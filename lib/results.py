@@ -108,7 +108,9 @@ SAME_GREY = 24
 
 
 def _digits(number: float) -> str:
-    return f"{number:.{DIGITS}g}" if abs(number) < 10**DIGITS else f"{number:.0f}"
+    """A float with `DIGITS` digits; a whole one keeps a point, and so comes back as a float."""
+    text = f"{number:.{DIGITS}g}" if abs(number) < 10**DIGITS else f"{number:.0f}"
+    return f"{text}.0" if text.lstrip("-").isdecimal() else text
 
 
 def _same_cells(text: str, other: str) -> bool:

@@ -43,7 +43,8 @@ def test_numbers_have_five_digits():
     first, second = table_after(TABLE).splitlines()[1:]
     assert first == "full,10.457,1e-09,3238720,12345678e78"
     assert second == "multistage,,-0.12346,2731860,9e99999"
-    assert "\nfull,1234568," in table_after(TABLE.assign(mpjpe_mm=1234567.8))
+    assert "\nfull,1234568.0," in table_after(TABLE.assign(mpjpe_mm=1234567.8))
+    assert "\nfull,-2.0," in table_after(TABLE.assign(mpjpe_mm=-2.0))
 
 
 @pytest.mark.parametrize(
