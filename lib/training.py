@@ -342,7 +342,8 @@ def fit_to_minutes(
 
     The speed is measured on a few steps of a run that is thrown away.
     """
-    if (folder / "checkpoint.pt").exists():
+    begun = (folder / "config.json").exists() and not (folder / "curve.csv").exists()  # perhaps killed at once
+    if begun or (folder / "checkpoint.pt").exists():
         return task.config.lasting(read_json(folder / "config.json")["training"]["steps"])
     with TemporaryDirectory() as scratch:
         run = Run(Path(scratch, "run"), task, device, precision, compiled)

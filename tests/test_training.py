@@ -185,8 +185,13 @@ def test_minutes_become_steps_once(experiments, data, tmp_path, monkeypatch):
     now = itertools.count()
     monkeypatch.setattr("lib.training.time.perf_counter", lambda: float(next(now)))  # a step takes two seconds
     assert fit_to_minutes(task, "cpu", 2.0, tmp_path / "run").steps == 60
-    Run(tmp_path / "run", replace(task, config=CONFIG.lasting(30)), "cpu").save()
+    begun = Run(tmp_path / "run", replace(task, config=CONFIG.lasting(30)), "cpu")
+    assert fit_to_minutes(task, "cpu", 2.0, tmp_path / "run").steps == 30, "even if it was killed before it saved"
+    begun.one_step()
+    begun.save()
     assert fit_to_minutes(task, "cpu", 2.0, tmp_path / "run").steps == 30
+    (tmp_path / "run" / "checkpoint.pt").unlink()  # as in a fresh clone
+    assert fit_to_minutes(task, "cpu", 2.0, tmp_path / "run").steps == 60
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(data, tmp_path):
