@@ -238,8 +238,8 @@ _MACHINE = re.sub(r"\W", "_", platform.node())
 
 
 def _is_alive(pid: str) -> bool:
-    """Whether a process of this machine is running; of what is no number nothing is known."""
-    if not pid.isdecimal():
+    """Whether a process of this machine is running; of what is no number, and on Windows, nothing is known."""
+    if not pid.isdecimal() or os.name == "nt":  # where signal 0 is Ctrl+C
         return True
     try:
         os.kill(int(pid), 0)

@@ -42,11 +42,18 @@ def _take(folder: Path, wait: bool) -> int:
         raise OSError("no such locks on this system")
     file = os.open(folder, os.O_RDONLY)
     try:
+        _lock(file, folder, wait)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def _lock(file: int, folder: Path, wait: bool) -> None:
+    try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         if not wait:
-            os.close(file)
             raise InputError(f"another process works in {folder}: wait until it has ended, or stop it") from None
         print(f"waiting for another process that works in {folder}", file=sys.stderr)
         fcntl.flock(file, fcntl.LOCK_EX)
-    return file

@@ -1,21 +1,27 @@
 """Two commands on one folder, and commands that are killed: nothing is corrupted, nothing is lost."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
 from lib.errors import InputError
+from lib.experiments import train_experiment
 from lib.files import write_atomically
 from lib.locks import working_in
+from lib.methods import make_predictions
+from lib.rendered.shape import generic_hand
 
 HOLD = """
 import sys, time
@@ -42,6 +48,15 @@ torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 (folder / "recording").mkdir(parents=True, exist_ok=True)
 run(folder / "runs" / "tiny", made_up_data(folder / "recording")).train(folder / "weights.safetensors", save_seconds=0)
+"""
+ADD_ROWS = """
+import sys
+from pathlib import Path
+import lib.results
+from lib.recipe import _replace_row
+lib.results.ROOT = Path(sys.argv[1])
+for number in range(40):
+    _replace_row("tiny", {"variant": f"{sys.argv[2]} {number}", "crops_asked": 1})
 """
 
 
@@ -99,6 +114,50 @@ def test_without_locks_work_goes_on(tmp_path, monkeypatch, capsys):
         assert "cannot be locked (no such locks on this system)" in capsys.readouterr().err
 
 
+def test_where_a_folder_cannot_be_locked_work_goes_on(tmp_path, monkeypatch, capsys):
+    """As on some network drives; no file stays open."""
+
+    def flock(file: int, how: int) -> None:
+        opened.append(file)
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    opened: list[int] = []
+    monkeypatch.setattr("lib.locks.fcntl.flock", flock)
+    with working_in(tmp_path, wait=True):
+        assert "cannot be locked ([Errno 9] Bad file descriptor)" in capsys.readouterr().err
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(opened[0])
+
+
+def test_a_run_that_is_being_trained_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("lib.experiments.results_folder", lambda profile: tmp_path)
+    with (
+        working_in(tmp_path / "runs" / "full", wait=False),
+        pytest.raises(InputError, match=r"another process works in .*full: wait until it has ended, or stop it"),
+    ):
+        train_experiment("full", "smoke", tmp_path, generic_hand(), "cpu", resume=True)
+
+
+def test_predictions_wait_for_those_that_are_being_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lib.results.ROOT", tmp_path)
+    folder = tmp_path / "results" / "tiny" / "predictions"
+    folder.parent.mkdir(parents=True)
+    other = start(HOLD, folder, 1)
+    assert other.stdout.readline() == "working\n"
+    with pytest.raises(InputError, match="no complete testing data"):
+        make_predictions("tiny", tmp_path / "data", workers=1)
+    assert capsys.readouterr().err == f"waiting for another process that works in {folder}\n"
+    finish(other)
+
+
+def test_searches_at_once_lose_no_row(tmp_path):
+    both = start(ADD_ROWS, tmp_path, "one"), start(ADD_ROWS, tmp_path, "two")
+    for process in both:
+        finish(process)
+    table = pd.read_csv(tmp_path / "results" / "tiny" / "tables" / "recipe.csv")
+    assert sorted(table.variant) == sorted(f"{name} {number}" for name in ("one", "two") for number in range(40))
+
+
 def test_what_a_killed_process_left_is_removed(tmp_path):
     """Not what others write just now, here or on another machine, nor other files."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
@@ -130,13 +189,19 @@ def test_a_killed_rendering_ends_with_the_same_bytes(tmp_path):
 
 
 def test_a_killed_training_ends_with_the_same_weights(tmp_path):
-    """Killed in the second of two phases, of six steps each."""
+    """Killed before the first step, and then in each of two phases, of six steps each."""
     whole, killed = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
     for folder in (whole, killed):
         folder.parent.mkdir()
     finish(start(TRAIN, whole))
-    log = killed / "runs" / "tiny" / "log.csv"
-    kill_when(start(TRAIN, killed), lambda: log.exists() and len(log.read_text().splitlines()) > 8)
+    log, config = (killed / "runs" / "tiny" / name for name in ("log.csv", "config.json"))
+
+    def has_done(steps: int) -> bool:
+        return config.exists() and steps <= (len(log.read_text().splitlines()) - 1 if log.exists() else 0)
+
+    for steps in (0, 2, 8):
+        kill_when(start(TRAIN, killed), partial(has_done, steps))
+        assert not (killed / "weights.safetensors").exists()
     finish(start(TRAIN, killed))
     expected, weights = (load_file(folder / "weights.safetensors") for folder in (whole, killed))
     assert expected.keys() == weights.keys()
