@@ -40,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit code is 2 for wrong usage or input, with a message on standard error."""
     options = _parser().parse_args(arguments)
     torch.backends.cudnn.allow_tf32 = False  # what is float32 shall be so on a GPU, too
-    torch.set_num_threads(threads_to_use())
+    if "device" in options:  # a command that computes here; the others need not wait for the measurement
+        torch.set_num_threads(threads_to_use())
     try:
         options.run(options)
     except (InputError, OSError) as error:
@@ -96,8 +97,8 @@ def _check_trackable(options: argparse.Namespace, recording: Recording) -> None:
         raise InputError(f"{labels}: camera_to_world_transforms holds no headset pose, in no frame")
     if options.crops == "labelled" and not recording.labelled.any():
         raise InputError(
-            f"{labels} labels no hand, and crops are taken around labelled hands: "
-            "track with crops of its own (--method multistage --crops own)"
+            f"{labels} labels no hand: in no frame are its hand_confidences above 0, its wrist_transforms neither 0 nor "
+            "missing and its joint_angles there. Crops are taken around labelled hands, so track with crops of its own (--method multistage --crops own)"
         )
     if getattr(options, "skeleton", "known") == "known" and recording.hand_model is None:
         raise InputError(f"{labels} has no hand_model: add the user's, or track with --skeleton unknown")

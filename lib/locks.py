@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lib.errors import InputError
@@ -18,13 +18,13 @@ except ImportError:  # Windows
 
 @contextmanager
 def working_in(folder: Path, *, wait: bool) -> Iterator[None]:
-    """Hold the lock of a folder, which is made if need be.
+    """Hold the lock of a folder, which is made if need be, and goes again if nothing was put into it.
 
     While another process holds it, wait and say so, or raise InputError. The system frees the lock when its process
     ends, however it ends. Where there are no such locks (Windows, some network drives), go on, and say so.
     """
+    made, file = not folder.exists(), None
     folder.mkdir(parents=True, exist_ok=True)
-    file = None
     try:
         file = _take(folder, wait)
     except OSError as error:
@@ -32,6 +32,9 @@ def working_in(folder: Path, *, wait: bool) -> Iterator[None]:
     try:
         yield
     finally:
+        if made:
+            with suppress(OSError):  # there is something in it
+                folder.rmdir()
         if file is not None:
             os.close(file)
 

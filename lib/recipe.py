@@ -113,7 +113,8 @@ def search(
 
 def _read_table(profile: str) -> pd.DataFrame:
     path = results_folder(profile) / "tables" / "recipe.csv"
-    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["variant", "crops_asked", "identity"])
+    table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["variant", "crops_asked"])
+    return table if "identity" in table else table.assign(identity=None)  # earlier versions had none
 
 
 def _is_of(table: pd.DataFrame, name: str, crops: int) -> pd.Series:

@@ -255,9 +255,8 @@ class Run:
         if not self.network.costly_layers:
             self.precision = "float32"  # nothing of it may run in another
         accelerate(self.network, self.device, self.precision, self.compiled)
-        self.optimizer = Optimizer(
-            self.config.optimizer, self.network, self.precision
-        )  # after what lays weights out anew in memory
+        # After what lays weights out anew in memory.
+        self.optimizer = Optimizer(self.config.optimizer, self.network, self.precision)
         self.learner = distribute(self.module) if self.processes > 1 else self.module
 
     def _begin_second_phase(self, weights: Mapping[str, Tensor]) -> None:

@@ -207,3 +207,16 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path):
     assert expected.keys() == weights.keys()
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
     assert not [path.name for path in killed.rglob(".*")]
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_folder_made_for_nothing_goes_again(tmp_path, used):
+    folder = tmp_path / "new"
+    with working_in(folder, wait=False):
+        assert folder.is_dir()
+        if used:
+            (folder / "file").touch()
+    assert folder.exists() == used
+    with working_in(tmp_path, wait=False):
+        pass
+    assert tmp_path.is_dir(), "it was there before"

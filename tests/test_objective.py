@@ -33,7 +33,7 @@ def test_overfits_a_clip(data, tmp_path):
     source.labels["views"][:, 1] = 0  # the left hand only: one clip
     one = ClipData(source, source, "one clip")
     steps = {"steps": 500, "pose_steps": 500, "validation_every": 500}
-    training = run(tmp_path / "run", one, **steps, hands=4, learning_rate=4e-3, warmup_steps=10)
+    training = run(tmp_path / "run", one, **steps, hands=4, learning_rate=8e-3, warmup_steps=10)
     training.train(tmp_path / WEIGHTS)
     assert training.log[-1]["known_mpjpe_mm"] < 2.0
 

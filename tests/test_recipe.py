@@ -68,3 +68,11 @@ def test_every_variant_has_the_layers_of_the_encoder_that_it_begins_with(tmp_pat
         save_network(KeyNet(EXPERIMENTS[name].network), tmp_path / "weights.safetensors", {})
         pretrain(UmeTrack(network).backbone, tmp_path / "weights.safetensors")
     assert networks
+
+
+def test_rows_of_earlier_versions_are_trained_anew(trained, tmp_path):
+    """They do not say what they are of."""
+    search(tmp_path, "base")
+    path = tmp_path / "results/tiny/tables/recipe.csv"
+    pd.read_csv(path).drop(columns="identity").to_csv(path, index=False)
+    assert search(tmp_path, "base").known_mpjpe_mm.tolist() == [2.0]
