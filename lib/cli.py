@@ -97,8 +97,9 @@ def _check_trackable(options: argparse.Namespace, recording: Recording) -> None:
         raise InputError(f"{labels}: camera_to_world_transforms holds no headset pose, in no frame")
     if options.crops == "labelled" and not recording.labelled.any():
         raise InputError(
-            f"{labels} labels no hand: in no frame are its hand_confidences above 0, its wrist_transforms neither 0 nor "
-            "missing and its joint_angles there. Crops are taken around labelled hands, so track with crops of its own (--method multistage --crops own)"
+            f"{labels} labels no hand: in no frame are its hand_confidences above 0, its wrist_transforms a pose and "
+            "its joint_angles numbers. Crops are taken around labelled hands, so track with crops of its own "
+            "(--method multistage --crops own)"
         )
     if getattr(options, "skeleton", "known") == "known" and recording.hand_model is None:
         raise InputError(f"{labels} has no hand_model: add the user's, or track with --skeleton unknown")
