@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 
 from lib.benchmarks import benchmark_tracking, benchmark_training
 from lib.checkpoints import load_network
-from lib.cores import threads_to_use
+from lib.cores import available_cores, threads_to_use
 from lib.errors import InputError
 from lib.experiments import EXPERIMENTS, PUBLISHED_NETWORK, REFERENCE_NETWORK, train_experiment
 from lib.files import read_hand, refuse_overwriting
@@ -282,7 +281,9 @@ def _add_render(commands) -> None:
         "--output", type=Path, required=True, help="folder of the dataset; what it holds already is kept"
     )
     command.add_argument("--split", choices=("train", "test"), help="default: both")
-    command.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes (default: one per core)")
+    command.add_argument(
+        "--workers", type=_positive, default=available_cores(), help="processes (default: one per core)"
+    )
     command.add_argument(
         "--scale", type=_above_zero, default=1.0, help="sequences per user, as a multiple of the profile's"
     )
@@ -314,7 +315,9 @@ def _add_predict(commands) -> None:
     command.set_defaults(run=predict)
     command.add_argument("--profile", default="reference", help="smoke or reference")
     command.add_argument("--data", type=Path, help="folder of the rendered dataset (default: data/PROFILE)")
-    command.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes (default: one per core)")
+    command.add_argument(
+        "--workers", type=_positive, default=available_cores(), help="processes (default: one per core)"
+    )
     command.add_argument("--device", type=_device, default=_fastest_device())
 
 
@@ -354,7 +357,7 @@ def _add_benchmark(commands) -> None:
     _add_method(command)
     command.add_argument("--weights", type=Path, help="as of track (default: published network, random weights)")
     command.add_argument("--repeats", type=_positive, default=5, help="how often everything is measured")
-    command.add_argument("--workers", type=_positive, default=os.cpu_count(), help="processes that render")
+    command.add_argument("--workers", type=_positive, default=available_cores(), help="processes that render")
     command.add_argument("--threads", type=_positive, help="CPU threads (default: one per free core)")
     _add_precision(command)
     command.add_argument("--device", type=_device, default=_fastest_device())

@@ -32,6 +32,11 @@ def threads_to_use(seconds: float = 0.5) -> int:
     return max(1, round(free))
 
 
+def available_cores() -> int:
+    """The cores that this process may use: how many processes to start, which share even busy cores fairly."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _idle_and_all() -> list[tuple[int, int]]:
     """For each core that this process may use, the time (ticks) it was idle, and all time."""
     usable = os.sched_getaffinity(0)

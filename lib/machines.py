@@ -13,7 +13,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ from lib.errors import InputError
 
 Precision = Literal["float32", "bfloat16"]
 Measured = TypeVar("Measured")
-Result = TypeVar("Result")
+Name, Result = TypeVar("Name"), TypeVar("Result")
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
@@ -104,21 +104,22 @@ def process_group(device: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def in_processes(jobs: Sequence[Callable[[], Result]], workers: int, title: str, unit: str) -> Iterator[Result]:
-    """The results of jobs, as they come, from processes of one thread each, with a progress bar.
+def in_processes(jobs: Mapping[Name, Callable[[], Result]], workers: int, title: str, unit: str) -> dict[Name, Result]:
+    """The results of named jobs, begun in their order in processes of one thread each, with a progress bar.
 
     The first failure stops what has not begun. Raises InputError if a process dies.
     """
     with ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context("spawn"), start_worker) as pool:
-        pending = [pool.submit(job) for job in jobs]
+        pending = {pool.submit(job): name for name, job in jobs.items()}
         try:
-            for job in tqdm(as_completed(pending), title, len(pending), unit=unit):
-                yield job.result()
+            done = tqdm(as_completed(pending), title, len(pending), unit=unit)
+            results = {pending[job]: job.result() for job in done}
         except BrokenProcessPool as error:
             raise InputError(f"{title}: a process has died; if memory ran out, use fewer --workers") from error
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+    return {name: results[name] for name in jobs}
 
 
 def start_worker() -> None:

@@ -79,14 +79,13 @@ def make_predictions(profile: str, data_folder: Path, workers: int, device: str 
     """
     make = partial(predict, profile=profile, data_folder=data_folder, device=device)
     runs = dict.fromkeys((*END_TO_END, *_repeated_runs(profile)))  # each once
-    jobs: list[Callable[[], object]] = [partial(make, run) for run in runs]
-    jobs += [partial(make, name, without_memory=True) for name in WITHOUT_MEMORY]
-    if _has_baseline(profile):
-        jobs.insert(0, partial(predict_multistage, profile, data_folder, device=device))  # it takes longest
+    jobs: dict[str, Callable[[], object]] = {}
+    if _has_baseline(profile):  # first: it takes longest
+        jobs[BASELINE] = partial(predict_multistage, profile, data_folder, device=device)
+    jobs |= {run: partial(make, run, without_memory=run in WITHOUT_MEMORY) for run in runs}
     with working_in(results_folder(profile) / "predictions", wait=True):
         load_sequences(data_folder, "test")  # which cuts their crops, once for all
-        for _ in in_processes([partial(_without_result, job) for job in jobs], workers, "predictions", "method"):
-            pass
+        in_processes({n: partial(_without_result, job) for n, job in jobs.items()}, workers, "predictions", "method")
 
 
 def _without_result(job: Callable[[], object]) -> None:
@@ -111,18 +110,21 @@ def predict_multistage(
     """The predictions of the baseline on labelled crops. Raises InputError if its weights are missing."""
     weights = trained_weights(profile, KEYPOINTS)
 
-    def track(sequences: Sequence[LabelledSequence]) -> dict[Skeleton, list[Tracks]]:
+    def track(sequences: Sequence[LabelledSequence]) -> dict[tuple[str, Skeleton], list[Tracks]]:
         tracker, generic = MultistageTracker(keypoint_source(weights, device)), generic_hand().to(dtype=torch.float64)
         footage = [Footage.cached(s.crops, s.video) for s in sequences]
         scales = [scale or 1.0 for scale in tracker.calibrate_all(footage, generic)]  # 1 where nothing can be told
         unknown = tracker.track_all(footage, [generic.scaled(scale) for scale in scales])
         return {
-            "known": tracker.track_all(footage, [one.recording.hand_model for one in footage]),
-            "unknown": [replace(tracks, scale=scale) for tracks, scale in zip(unknown, scales, strict=True)],
+            (BASELINE, "known"): tracker.track_all(footage, [one.recording.hand_model for one in footage]),
+            (BASELINE, "unknown"): [
+                replace(tracks, scale=scale) for tracks, scale in zip(unknown, scales, strict=True)
+            ],
         }
 
     source = f"{weights_hash(profile, KEYPOINTS)} {FIT_WEIGHTS}"
-    return load_or_predict(BASELINE, profile, data_folder, source, track, split)
+    made = load_or_predict((BASELINE,), profile, data_folder, source, track, split)
+    return {skeleton: predictions for (_, skeleton), predictions in made.items()}
 
 
 def _has_baseline(profile: str) -> bool:

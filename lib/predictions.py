@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -27,16 +28,16 @@ from lib.rendered.shape import generic_hand
 from lib.results import commit, results_folder
 from lib.sequences import CROPS_VERSION, LabelledSequence, SequenceName, Split, load_sequences, split_fingerprint
 from lib.statistics import Pooled, error_of, jitter_of
-from lib.streams import HandStreams, track_both
-from lib.tracking import Tracks, forgetful, prepare_for_inference
+from lib.streams import ExtractedStreams, HandStreams, track_both
+from lib.tracking import Tracks, prepare_for_inference
 
 VERSION = 1
 """Raised whenever the same weights and data no longer give the same predictions."""
 END_TO_END = tuple(name for name, config in EXPERIMENTS.items() if isinstance(config, ClipTrainingConfig))
 """The experiments that train the network of the paper."""
 Skeleton = Literal["known", "unknown"]
-TrackSequences = Callable[[Sequence[LabelledSequence]], Mapping[Skeleton, list[Tracks]]]
-"""A method: the tracks of all sequences, for known and unknown skeletons."""
+TrackSequences = Callable[[Sequence[LabelledSequence]], Mapping[tuple[str, Skeleton], list[Tracks]]]
+"""Methods: the tracks of all sequences, for each method and kind of skeleton."""
 
 
 @dataclass(frozen=True)
@@ -181,25 +182,31 @@ def _read(path: Path, read: Callable, names: Sequence[str] | None = None):
 
 
 def load_or_predict(
-    method: str, profile: str, data_folder: Path, source: str, track: TrackSequences, split: Split = "test"
-) -> dict[Skeleton, Predictions]:
-    """The predictions of a method for known and unknown skeletons, from their files or, if these are outdated, anew.
+    methods: Sequence[str], profile: str, data_folder: Path, source: str, track: TrackSequences, split: Split = "test"
+) -> AllPredictions:
+    """The predictions of methods for known and unknown skeletons, from their files or, if these are outdated, anew.
 
     `source` identifies what tracks: a hash of its weights and settings. The files are
     results/PROFILE/predictions/METHOD_SKELETON.npz; those of validation sequences lie in a folder of their own.
     Raises InputError if a file is broken, or data are missing.
     """
     folder = results_folder(profile) / "predictions" / ("" if split == "test" else split)
-    paths = {skeleton: folder / f"{method}_{skeleton}.npz" for skeleton in get_args(Skeleton)}
-    made_from = {"method": method, "source": source, "data": split_fingerprint(data_folder, split)}
+    paths = {key: folder / "{}_{}.npz".format(*key) for key in product(methods, get_args(Skeleton))}
+    made_from = {"source": source, "data": split_fingerprint(data_folder, split)}
     made_from |= {"version": VERSION, "crops": CROPS_VERSION}
-    if not all(path.exists() and made_from.items() <= read_manifest(path).items() for path in paths.values()):
+
+    def is_made(key: tuple[str, Skeleton]) -> bool:
+        expected = made_from | {"method": key[0], "skeleton": key[1]}
+        return paths[key].exists() and expected.items() <= read_manifest(paths[key]).items()
+
+    if not all(map(is_made, paths)):
         sequences, generic = load_sequences(data_folder, split), generic_hand()
-        for skeleton, tracks in track(sequences).items():
+        for (method, skeleton), tracks in track(sequences).items():
             tracked = [TrackedSequence.of(s, t, generic) for s, t in zip(sequences, tracks, strict=True)]
-            about = made_from | {"skeleton": skeleton, "sequences": len(tracked), "commit": commit()}
-            Predictions(method, skeleton, tuple(tracked)).save(paths[skeleton], about)
-    return {skeleton: read_predictions(path) for skeleton, path in paths.items()}
+            about = made_from | {"method": method, "skeleton": skeleton}
+            about |= {"sequences": len(tracked), "commit": commit()}
+            Predictions(method, skeleton, tuple(tracked)).save(paths[method, skeleton], about)
+    return {key: read_predictions(path) for key, path in paths.items()}
 
 
 def predict(
@@ -210,18 +217,27 @@ def predict(
     device: str = "cpu",
     without_memory: bool = False,
 ) -> dict[Skeleton, Predictions]:
-    """The predictions of a trained network, for which, on demand, every frame is the first; these go by the name
-    EXPERIMENT_forgetful. Raises InputError if its weights are missing."""
+    """The predictions of a trained network or, on demand, what it predicts when every frame is the first to it.
+
+    The latter go by the name EXPERIMENT_forgetful, and are made together with the former. Raises InputError if weights
+    are missing.
+    """
     weights = trained_weights(profile, experiment)
-    name = f"{experiment}_forgetful" if without_memory else experiment
+    names = {experiment: True, f"{experiment}_forgetful": False} if without_memory else {experiment: True}
 
-    def track(sequences: Sequence[LabelledSequence]) -> dict[Skeleton, list[Tracks]]:
-        network = prepare_for_inference(load_network(weights)).to(device)
-        network = forgetful(network) if without_memory else network
-        known, unknown = track_both(network, HandStreams(sequences, device), generic_hand().to(dtype=torch.float64))
-        return {"known": known, "unknown": unknown}
+    def track(sequences: Sequence[LabelledSequence]) -> dict[tuple[str, Skeleton], list[Tracks]]:
+        network, generic = (
+            prepare_for_inference(load_network(weights)).to(device),
+            generic_hand().to(dtype=torch.float64),
+        )
+        streams, tracks = ExtractedStreams(network, HandStreams(sequences, device)), {}
+        for name, memory in names.items():
+            tracks[name, "known"], tracks[name, "unknown"] = track_both(streams, generic, memory)
+        return tracks
 
-    return load_or_predict(name, profile, data_folder, weights_hash(profile, experiment), track, split)
+    made = load_or_predict(tuple(names), profile, data_folder, weights_hash(profile, experiment), track, split)
+    asked = [*names][-1]
+    return {skeleton: made[asked, skeleton] for skeleton in get_args(Skeleton)}
 
 
 def trained_weights(profile: str, experiment: str) -> Path:

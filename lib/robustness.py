@@ -22,7 +22,7 @@ from lib.multistage.tracker import MultistageTracker
 from lib.network import UmeTrack
 from lib.sequences import LabelledSequence
 from lib.statistics import error_of, interval, jitter_of
-from lib.streams import HandStreams, track
+from lib.streams import ExtractedStreams, HandStreams, track
 from lib.tracking import Tracks
 from lib.transforms import axis_angle_rotation
 
@@ -99,7 +99,7 @@ def robustness_table(sequences: Sequence[LabelledSequence], methods: Mapping[str
 def end_to_end(network: UmeTrack) -> Method:
     """A network as a method; it must be prepared for inference."""
     device = next(network.parameters()).device
-    return lambda sequences, models: track(network, HandStreams(sequences, device), models)[0]
+    return lambda sequences, models: track(ExtractedStreams(network, HandStreams(sequences, device)), models)[0]
 
 
 def multistage(keypoints: KeypointSource) -> Method:

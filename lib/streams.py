@@ -68,37 +68,56 @@ class HandStreams:
         )
         return streams.to(self.device), crops.to(self.device)
 
+
+class ExtractedStreams:
+    """Streams, and what the feature extractor of a network makes of all their crops: once, for every pass over them.
+
+    `network` must be prepared for inference.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, network: UmeTrack, streams: HandStreams):
+        self.network, self.streams, self.extracted = network, streams, []
+        for frame in tqdm(range(streams.frames), "extracting features", unit="frame"):
+            rows, crops = streams.crops(frame, streams.views[frame] > 0)
+            self.extracted.append(network.extract(crops) if len(rows) else None)
+
     def features(
-        self, network: UmeTrack, min_views: int, finished: Bool[Tensor, "streams"] | None = None
+        self, min_views: int, memory: bool = True, finished: Bool[Tensor, "streams"] | None = None
     ) -> Iterator[tuple[int, Int[Tensor, "tracked"], Crops, Features]]:
         """(frame, streams, crops, features) of every frame in which a hand is seen by at least `min_views` cameras.
 
-        A hand that was not tracked in the frame before starts without memory, as in `tracking.Tracker`. Streams that
-        the caller marks as `finished` on the way are left out from then on.
+        A hand that was not tracked in the frame before starts without memory, as in `tracking.Tracker`; without
+        `memory`, every hand does in every frame. Streams that the caller marks as `finished` on the way are left out
+        from then on.
         """
-        state = TemporalState.untracked(len(self), self.device)
-        for frame in range(self.frames):
-            chosen = self.views[frame] >= min_views
-            streams, crops = self.crops(frame, chosen if finished is None else chosen & ~finished)
-            fresh = TemporalState.untracked(len(self), self.device)
-            if len(streams):
-                features, after = network.features(crops, state[streams])
-                yield frame, streams, crops, features
-                fresh = fresh.update(streams, after)
+        streams = self.streams
+        state = TemporalState.untracked(len(streams), streams.device)
+        for frame, extracted in enumerate(self.extracted):
+            views = streams.views[frame]
+            chosen = views >= min_views if finished is None else (views >= min_views) & ~finished
+            rows, crops = streams.crops(frame, chosen)
+            fresh = TemporalState.untracked(len(streams), streams.device)
+            if len(rows):
+                before = state if memory else fresh
+                own = extracted[chosen[views > 0].to(streams.device)]
+                features, after = self.network.remember(own, crops, before[rows])
+                yield frame, rows, crops, features
+                fresh = fresh.update(rows, after)
             state = fresh
 
 
 @torch.inference_mode()
-def track(network: UmeTrack, streams: HandStreams, *choices: Sequence[HandModel]) -> list[list[Tracks]]:
+def track(streams: ExtractedStreams, *choices: Sequence[HandModel], memory: bool = True) -> list[list[Tracks]]:
     """Tracks of every sequence, once for each choice of hand models (one per sequence), which share the features.
 
-    `network` must be prepared for inference; equal to `Tracker.track_known` on each recording.
+    Equal to `Tracker.track_known` on each recording.
     """
+    network, device, sequences = streams.network, streams.streams.device, streams.streams.sequences
     stacked = [stack_hands([model for model in models for _ in range(HANDS)]) for models in choices]
-    stacked = [models.to(streams.device, torch.float32) for models in stacked]
-    landmarks = torch.zeros(len(choices), len(streams), streams.frames, 21, 3, dtype=torch.float64)
-    frames = streams.features(network, min_views=1)
-    for frame, rows, crops, features in tqdm(frames, "tracking", streams.frames, unit="frame"):
+    stacked = [models.to(device, torch.float32) for models in stacked]
+    landmarks = torch.zeros(len(choices), HANDS * len(sequences), streams.streams.frames, 21, 3, dtype=torch.float64)
+    for frame, rows, crops, features in streams.features(min_views=1, memory=memory):
         for choice, models in enumerate(stacked):
             hands = models[rows]
             prediction = network.known(features, crops, hands)
@@ -106,8 +125,7 @@ def track(network: UmeTrack, streams: HandStreams, *choices: Sequence[HandModel]
             posed = hands.to(dtype=torch.float64).landmarks(prediction.joint_angles.double(), wrists)
             landmarks[choice, rows.cpu(), frame] = posed.cpu() * MM
     return [
-        [_tracks(s, rows.numpy()) for s, rows in zip(streams.sequences, part.split(HANDS), strict=True)]
-        for part in landmarks
+        [_tracks(s, rows.numpy()) for s, rows in zip(sequences, part.split(HANDS), strict=True)] for part in landmarks
     ]
 
 
@@ -117,19 +135,20 @@ def _tracks(sequence: LabelledSequence, landmarks: Float[np.ndarray, "2 longest 
 
 
 @torch.inference_mode()
-def calibrate_scales(network: UmeTrack, streams: HandStreams, samples: int = CALIBRATION_SAMPLES) -> list[float]:
+def calibrate_scales(streams: ExtractedStreams, samples: int = CALIBRATION_SAMPLES, memory: bool = True) -> list[float]:
     """The scale of the generic hand for each sequence, equal to `Tracker.calibrate_scale`. Source: §5.3.
 
     Raises InputError if a sequence shows no hand to two cameras.
     """
-    scales: list[list[float]] = [[] for _ in streams.sequences]
-    finished = torch.zeros(len(streams), dtype=torch.bool)
-    for _, rows, crops, features in streams.features(network, MAX_VIEWS, finished):
-        for stream, scale in zip(rows.tolist(), network.unknown(features, crops).scale.tolist(), strict=True):
+    sequences = streams.streams.sequences
+    scales: list[list[float]] = [[] for _ in sequences]
+    finished = torch.zeros(HANDS * len(sequences), dtype=torch.bool)
+    for _, rows, crops, features in streams.features(MAX_VIEWS, memory, finished):
+        for stream, scale in zip(rows.tolist(), streams.network.unknown(features, crops).scale.tolist(), strict=True):
             scales[stream // HANDS].append(scale)
         enough = torch.tensor([len(seen) >= samples for seen in scales])
         finished[:] = enough.repeat_interleave(HANDS)
-    for sequence, seen in zip(streams.sequences, scales, strict=True):
+    for sequence, seen in zip(sequences, scales, strict=True):
         if not seen:
             raise InputError(
                 f"{sequence.name}: no frame shows a labelled hand to two cameras to calibrate its scale by"
@@ -137,9 +156,9 @@ def calibrate_scales(network: UmeTrack, streams: HandStreams, samples: int = CAL
     return [float(np.mean(seen[:samples])) for seen in scales]
 
 
-def track_both(network: UmeTrack, streams: HandStreams, generic: HandModel) -> tuple[list[Tracks], list[Tracks]]:
+def track_both(streams: ExtractedStreams, generic: HandModel, memory: bool = True) -> tuple[list[Tracks], list[Tracks]]:
     """Tracks with known skeletons, and with the generic hand at its calibrated scale."""
-    scales = calibrate_scales(network, streams)
-    own = [sequence.crops.hand_model for sequence in streams.sequences]
-    known, unknown = track(network, streams, own, [generic.scaled(scale) for scale in scales])
+    scales = calibrate_scales(streams, memory=memory)
+    own = [sequence.crops.hand_model for sequence in streams.streams.sequences]
+    known, unknown = track(streams, own, [generic.scaled(scale) for scale in scales], memory=memory)
     return known, [replace(tracks, scale=scale) for tracks, scale in zip(unknown, scales, strict=True)]

@@ -99,15 +99,6 @@ def prepare_for_inference(network: Network) -> Network:
     return network.to(memory_format=torch.channels_last)
 
 
-def forgetful(network: UmeTrack) -> UmeTrack:
-    """Changes `network` so that every frame is the first to it: what its memory is worth, all else being equal."""
-    remember = network.remember
-    network.remember = lambda features, crops, state: remember(
-        features, crops, state.lose(torch.ones_like(state.tracked))
-    )
-    return network
-
-
 def _fold_batch_norms(module: nn.Module) -> None:
     names = [name for name, _ in module.named_children()]
     for first, second in pairwise(names):

@@ -1,5 +1,6 @@
 """Rigid transforms and the alignment of point sets (conventions: `lib/__init__.py`)."""
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -7,7 +8,7 @@ from torch import Tensor
 
 def homogeneous(rotation: Float[Tensor, "*#batch 3 3"], translation: Float[Tensor, "*#batch 3"]) -> Tensor:
     """The 4x4 matrix that takes x to `rotation @ x + translation`."""
-    batch = torch.broadcast_shapes(rotation.shape[:-2], translation.shape[:-1])
+    batch = np.broadcast_shapes(rotation.shape[:-2], translation.shape[:-1])  # torch's takes longer than all the rest
     matrix = rotation.new_zeros(*batch, 4, 4)
     matrix[..., :3, :3] = rotation
     matrix[..., :3, 3] = translation

@@ -184,7 +184,7 @@ BEHIND[..., 2, 3] -= 2000
         (
             {"hand_confidences": np.zeros((FRAMES, 2)).tolist()},
             (),
-            "labels no hand, .*--method multistage --crops own",
+            "labels no hand: .*--method multistage --crops own",
         ),
         (NO_LABELS, (), "labels no hand"),
         ({"camera_to_world_transforms": np.zeros((FRAMES, 4, 4, 4)).tolist()}, (), "no headset pose, in no frame"),

@@ -28,7 +28,7 @@ from lib.recordings import Recording, read_recording
 from lib.rendered.shape import generic_hand
 from lib.robustness import end_to_end
 from lib.sequences import LabelledSequence
-from lib.streams import HandStreams, track_both
+from lib.streams import ExtractedStreams, HandStreams, track_both
 from lib.tracking import Tracker, prepare_for_inference
 from lib.training import Run, Task
 
@@ -105,7 +105,7 @@ def test_tracking_on_a_gpu_is_that_on_the_cpu(gpu, tmp_path):
 def test_many_sequences_are_tracked_on_a_gpu(gpu, tmp_path):
     sequence = labelled_sequence(tmp_path)
     network = prepare_for_inference(tiny_network()).to("cuda")
-    known, unknown = track_both(network, HandStreams([sequence], "cuda"), generic_hand())
+    known, unknown = track_both(ExtractedStreams(network, HandStreams([sequence], "cuda")), generic_hand())
     assert known[0].valid_tracking.all()
     assert unknown[0].valid_tracking.all()
     again = end_to_end(network)([sequence], [sequence.crops.hand_model])

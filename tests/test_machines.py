@@ -104,9 +104,9 @@ def test_the_released_shared_phase_is_found():
 
 
 def test_jobs_run_in_processes_of_one_thread():
-    jobs = [partial(math.sqrt, number) for number in (4, 9, 16)]
-    assert sorted(machines.in_processes(jobs, 2, "roots", "root")) == [2, 3, 4]
-    assert list(machines.in_processes([torch.get_num_threads], 2, "threads", "process")) == [1]
+    jobs = {number: partial(math.sqrt, number) for number in (16, 4, 9)}
+    assert list(machines.in_processes(jobs, 2, "roots", "root").items()) == [(16, 4), (4, 2), (9, 3)]
+    assert machines.in_processes({"threads": torch.get_num_threads}, 2, "threads", "process") == {"threads": 1}
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_jobs_run_in_processes_of_one_thread():
 )
 def test_the_first_failure_of_a_process_is_raised(job, error, message):
     with pytest.raises(error, match=message):
-        list(machines.in_processes([job, partial(math.sqrt, 4)], 1, "roots", "root"))
+        machines.in_processes({"fails": job, "works": partial(math.sqrt, 4)}, 1, "roots", "root")
 
 
 ENTRANCES = {

@@ -56,12 +56,16 @@ def asked(monkeypatch) -> list:
         def noisy(sequences):
             rng = np.random.default_rng(0)
             return {
-                skeleton: [replace(t, tracked_keypoints=t.tracked_keypoints + noise * rng.normal(size=(2, 1, 1, 1)) +
-                                   noise * rng.normal(size=t.tracked_keypoints.shape)) for t in tracks]
-                for skeleton, tracks in CountingMethod()(sequences).items()
+                (name, skeleton): [
+                    replace(t, tracked_keypoints=t.tracked_keypoints + noise * rng.normal(size=(2, 1, 1, 1)) +
+                            noise * rng.normal(size=t.tracked_keypoints.shape))
+                    for t in tracks
+                ]
+                for (_, skeleton), tracks in CountingMethod()(sequences).items()
             }  # fmt: skip
 
-        return load_or_predict(name, profile, folder, "made up", noisy)
+        made = load_or_predict((name,), profile, folder, "made up", noisy)
+        return {skeleton: predictions for (_, skeleton), predictions in made.items()}
 
     monkeypatch.setattr("lib.methods.predict", predicted)
     return asked
@@ -199,12 +203,12 @@ def test_the_baseline_needs_weights(dataset, results):
 
 def test_the_baseline_is_one_of_all_methods(dataset, results, asked, monkeypatch):
     add_weights(results, "keynet")
-    monkeypatch.setattr(
-        "lib.methods.predict_multistage",
-        lambda profile, folder, split="test", device="cpu": load_or_predict(
-            "multistage", profile, folder, "made up", CountingMethod()
-        ),
-    )
+
+    def predicted(profile, folder, split="test", device="cpu"):
+        made = load_or_predict(("multistage",), profile, folder, "made up", CountingMethod("multistage"))
+        return {skeleton: predictions for (_, skeleton), predictions in made.items()}
+
+    monkeypatch.setattr("lib.methods.predict_multistage", predicted)
     tables = tune("tiny", dataset, names=("one_euro", "pinch_thresholds"))
     assert tables["pinch_thresholds"].method.tolist() == [
         "full_temporal_loss", "full_temporal_pinch_loss", "multistage"

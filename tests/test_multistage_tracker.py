@@ -12,7 +12,7 @@ from lib.errors import InputError
 from lib.hands import LEFT, RIGHT, for_hand
 from lib.metrics import landmark_errors
 from lib.multistage.benchmark import benchmark_multistage
-from lib.multistage.budget import error_budget
+from lib.multistage.budget import budget_table, track_case
 from lib.multistage.detection import Circles, DetNet, DetNetConfig
 from lib.multistage.energy import FitWeights
 from lib.multistage.fit import FitResult, HandPose
@@ -328,7 +328,8 @@ def test_the_error_budget_swaps_stages(recording):
     cases = {
         "true": (labelled_keypoints, None), "noisy": (noisy(1.0), None), "own": (labelled_keypoints, labelled_circles)
     }  # fmt: skip
-    budget = error_budget([Footage(recording)] * 2, cases).set_index("stages")
+    footage = [Footage(recording)] * 2
+    budget = budget_table(footage, {n: track_case(footage, case) for n, case in cases.items()}).set_index("stages")
     assert budget.mpjpe_mm["true"] < budget.mpjpe_mm["noisy"]
     assert budget.found_percent["true"] == 100 > budget.found_percent["own"]
 

@@ -63,13 +63,14 @@ def results(tmp_path, monkeypatch) -> Path:
 class CountingMethod:
     """Says that every hand is where it is, and counts how often it is asked."""
 
-    def __init__(self):
-        self.calls = 0
+    def __init__(self, name: str = "method"):
+        self.name, self.calls = name, 0
 
     def __call__(self, sequences):
         self.calls += 1
         tracks = [Tracks(s.true_keypoints(), s.true_keypoints(), s.crops.views.T > 0) for s in sequences]
-        return {"known": tracks, "unknown": [replace(t, scale=1.25) for t in tracks]}
+        unknown = [replace(t, scale=1.25) for t in tracks]
+        return {(self.name, "known"): tracks, (self.name, "unknown"): unknown}
 
 
 def test_files_give_back_what_was_saved(tmp_path, predictions):
@@ -126,39 +127,39 @@ def test_fitted_scale():
 
 def test_predicted_once(dataset, results):
     method = CountingMethod()
-    first, again = (load_or_predict("method", "tiny", dataset, "weights", method) for _ in range(2))
+    first, again = (load_or_predict(("method",), "tiny", dataset, "weights", method) for _ in range(2))
     assert method.calls == 1
     assert sorted(path.name for path in (results / "predictions").iterdir()) == [
         "method_known.npz", "method_unknown.npz"
     ]  # fmt: skip
     for skeleton, scale in (("known", np.nan), ("unknown", 1.25)):
-        assert first[skeleton].errors().mean == pytest.approx(0.0, abs=1e-3)
-        np.testing.assert_array_equal([s.scale for s in again[skeleton].sequences], [scale, scale])
+        assert first["method", skeleton].errors().mean == pytest.approx(0.0, abs=1e-3)
+        np.testing.assert_array_equal([s.scale for s in again["method", skeleton].sequences], [scale, scale])
 
 
 @pytest.mark.parametrize("change", ["weights", "data", "version", "missing"])
 def test_predicted_again_after_a_change(dataset, results, monkeypatch, change):
     method = CountingMethod()
-    load_or_predict("method", "tiny", dataset, "weights", method)
+    load_or_predict(("method",), "tiny", dataset, "weights", method)
     if change == "data":
         reindex(dataset, fingerprint="changed")
     elif change == "version":
         monkeypatch.setattr("lib.predictions.VERSION", -1)
     elif change == "missing":
         (results / "predictions" / "method_unknown.npz").unlink()
-    load_or_predict("method", "tiny", dataset, "other weights" if change == "weights" else "weights", method)
+    load_or_predict(("method",), "tiny", dataset, "other weights" if change == "weights" else "weights", method)
     assert method.calls == 2
 
 
 def test_a_broken_file_is_refused_and_kept(dataset, results):
     method = CountingMethod()
-    load_or_predict("method", "tiny", dataset, "weights", method)
+    load_or_predict(("method",), "tiny", dataset, "weights", method)
     path = results / "predictions" / "method_known.npz"
     whole = path.read_bytes()
     for broken in (whole[: len(whole) // 2], b"", b"PK nonsense"):
         path.write_bytes(broken)
         with pytest.raises(InputError, match=r"method_known\.npz is not a complete file of predictions"):
-            load_or_predict("method", "tiny", dataset, "weights", method)
+            load_or_predict(("method",), "tiny", dataset, "weights", method)
         assert path.read_bytes() == broken
     assert method.calls == 1
 
@@ -177,20 +178,20 @@ def test_a_trained_network_predicts_as_the_tracker_does(dataset, results):
     def track(sequences):
         recordings = [read_recording(sequence.video) for sequence in sequences]
         return {
-            "known": [tracker.track_known(recording, recording.hand_model) for recording in recordings],
-            "unknown": [tracker.track_unknown(recording, generic) for recording in recordings],
+            ("baseline", "known"): [tracker.track_known(recording, recording.hand_model) for recording in recordings],
+            ("baseline", "unknown"): [tracker.track_unknown(recording, generic) for recording in recordings],
         }
 
-    one_by_one = load_or_predict("baseline", "tiny", dataset, "settings", track)
+    one_by_one = load_or_predict(("baseline",), "tiny", dataset, "settings", track)
     for skeleton, predictions in batched.items():
-        for ours, theirs in zip(predictions.sequences, one_by_one[skeleton].sequences, strict=True):
+        for ours, theirs in zip(predictions.sequences, one_by_one["baseline", skeleton].sequences, strict=True):
             shown = theirs.valid
             np.testing.assert_allclose(ours.tracked_keypoints[shown], theirs.tracked_keypoints[shown], atol=3e-3)
 
 
 def test_all_predictions_are_made_at_once(dataset, results, monkeypatch):
     """Of all networks, known and unknown, and those without temporal state."""
-    monkeypatch.setattr("lib.methods.in_processes", lambda jobs, workers, *title: [job() for job in jobs])
+    monkeypatch.setattr("lib.methods.in_processes", lambda jobs, *_: {name: job() for name, job in jobs.items()})
     for name in END_TO_END:
         save_network(tiny_network(), results / "checkpoints" / f"{name}.safetensors")
     save_network(tiny_network(seed=1), results / "checkpoints" / "full_seed1.safetensors")

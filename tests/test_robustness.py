@@ -24,8 +24,8 @@ from lib.robustness import (
     seen_once,
 )
 from lib.sequences import load_sequences
-from lib.streams import HandStreams, track
-from lib.tracking import forgetful, prepare_for_inference
+from lib.streams import ExtractedStreams, HandStreams, track
+from lib.tracking import prepare_for_inference
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_true_keypoints_fail_with_a_wrong_skeleton(sequences):
     assert (table.mpjpe_mm <= table.high).all()
 
 
-def test_a_forgetful_network_starts_every_frame_afresh(sequences):
+def test_without_memory_every_frame_starts_afresh(sequences):
     models = [sequence.crops.hand_model for sequence in sequences]
     plain = tiny_network()
     torch.nn.init.normal_(plain.temporal[0].weight)
@@ -81,7 +81,7 @@ def test_a_forgetful_network_starts_every_frame_afresh(sequences):
     remembering = end_to_end(network)(sequences, models)[0].tracked_keypoints
     streams = HandStreams(sequences)
     frame = next(f for f in range(2, streams.frames) if (streams.views[f - 1 : f + 1] > 0).all())
-    forgetting = track(forgetful(network), streams, models)[0][0].tracked_keypoints
+    forgetting = track(ExtractedStreams(network, streams), models, memory=False)[0][0].tracked_keypoints
     first = forgetting[:, 0]
     np.testing.assert_array_equal(first, remembering[:, 0])
     assert np.abs(forgetting[:, frame] - remembering[:, frame]).max() > 1.0

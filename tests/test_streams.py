@@ -16,7 +16,7 @@ from lib.network import UmeTrack
 from lib.recordings import read_recording
 from lib.rendered.shape import generic_hand
 from lib.sequences import load_sequences, split_fingerprint
-from lib.streams import HandStreams, calibrate_scales, track_both
+from lib.streams import ExtractedStreams, HandStreams, calibrate_scales, track_both
 from lib.tracking import Tracker, prepare_for_inference, true_keypoints
 
 FRAMES = 6
@@ -95,7 +95,7 @@ def test_side_by_side_equals_one_after_the_other(dataset, network):
     """Known and unknown skeletons, sequences of several lengths, hands that are lost on the way."""
     sequences, generic = load_sequences(dataset, "test", workers=1), generic_hand().to(dtype=torch.float64)
     tracker = Tracker(network)
-    known, unknown = track_both(network, HandStreams(sequences), generic)
+    known, unknown = track_both(ExtractedStreams(network, HandStreams(sequences)), generic)
     for sequence, ours_known, ours_unknown in zip(sequences, known, unknown, strict=True):
         recording = read_recording(sequence.video)
         theirs_known = tracker.track_known(recording, recording.hand_model)
@@ -111,7 +111,7 @@ def test_side_by_side_equals_one_after_the_other(dataset, network):
 @pytest.mark.parametrize("samples", [1, 3])
 def test_scales_are_means_of_the_first_samples(dataset, network, samples):
     sequences = load_sequences(dataset, "test", workers=1)[:3]
-    scales = calibrate_scales(network, HandStreams(sequences), samples)
+    scales = calibrate_scales(ExtractedStreams(network, HandStreams(sequences)), samples)
     tracker = Tracker(network)
     expected = [tracker.calibrate_scale(read_recording(s.video), generic_hand(), samples) for s in sequences]
     np.testing.assert_allclose(scales, expected, rtol=1e-6)
@@ -121,7 +121,7 @@ def test_without_two_views_there_is_no_scale(dataset, network):
     first = load_sequences(dataset, "test", workers=1)[0]
     once = replace(first, crops=replace(first.crops, views=first.crops.views.clip(max=1)))
     with pytest.raises(InputError, match="user_44/recording_00: no frame shows a labelled hand to two cameras"):
-        calibrate_scales(network, HandStreams([once]))
+        calibrate_scales(ExtractedStreams(network, HandStreams([once])))
 
 
 def test_crops_are_taken_once(changeable):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,42 +13,68 @@ import torch
 from jaxtyping import Bool, Float
 from tqdm import tqdm
 
+from lib.cores import available_cores
+from lib.machines import in_processes
 from lib.multistage.detection import DetNet, to_circles
 from lib.multistage.detection_training import ViewSource, as_output, detection_errors
 from lib.multistage.keypoint_training import HIT_PX
 from lib.multistage.keypoints import Keypoints
 from lib.multistage.looks import Footage
+from lib.multistage.networks import keypoint_source
 from lib.multistage.sources import KeypointSource, Question, observed
 from lib.multistage.tracker import MultistageTracker
 from lib.multistage.views import FRAME_STEP, ViewSequence, view_sequence
 from lib.recordings import NUM_CAMERAS, Recording
-from lib.sequences import LabelledSequence
+from lib.sequences import LabelledSequence, load_sequences
 
 _AT_ONCE = 128
 
 
-def keypoint_table(sequences: Sequence[LabelledSequence], networks: Mapping[str, KeypointSource]) -> pd.DataFrame:
-    """Errors of keypoints in the crops of test recordings while hands are tracked with them, known skeletons.
+@dataclass(frozen=True)
+class KeypointErrors:
+    """Errors (px) in all crops; whether each is of an occlusion recording, and of a frame with a sheet."""
+
+    errors: Float[np.ndarray, "crops 21"]
+    occlusion: Bool[np.ndarray, "crops"]
+    sheet: Bool[np.ndarray, "crops"]
+
+
+def keypoint_table(measured: Mapping[str, KeypointErrors]) -> pd.DataFrame:
+    """What `keypoint_errors` says of networks.
 
     Columns: network; frames ("all", then of the occlusion recordings "behind a sheet" and "no sheet"); crops;
     median_px; hits_percent (of the keypoints, within `HIT_PX`).
     """
     rows = []
-    for name, source in networks.items():
-        errors, occlusion, sheet = _errors_while_tracking(sequences, source)
-        parts = {"all": slice(None), "behind a sheet": occlusion & sheet, "no sheet": occlusion & ~sheet}
+    for name, seen in measured.items():
+        parts = {
+            "all": slice(None),
+            "behind a sheet": seen.occlusion & seen.sheet,
+            "no sheet": seen.occlusion & ~seen.sheet,
+        }
         for frames, chosen in parts.items():
-            some = errors[chosen]
+            some = seen.errors[chosen]
             median = float(np.median(some)) if some.size else float("nan")
             hits = 100 * float((some < HIT_PX).mean()) if some.size else float("nan")
             rows.append((name, frames, len(some), median, hits))
     return pd.DataFrame(rows, columns=["network", "frames", "crops", "median_px", "hits_percent"])
 
 
-def _errors_while_tracking(
-    sequences: Sequence[LabelledSequence], source: KeypointSource
-) -> tuple[Float[np.ndarray, "crops 21"], Bool[np.ndarray, "crops"], Bool[np.ndarray, "crops"]]:
-    """Errors (px), and whether each crop is of an occlusion recording, and of a frame with a sheet."""
+def measure_keypoints(data_folder: Path, weights: Mapping[str, Path]) -> dict[str, KeypointErrors]:
+    """`keypoint_errors` of the networks of some files on all test recordings, each in a process of its own.
+
+    Raises InputError if data or weights are missing.
+    """
+    jobs = {name: partial(_errors_of_weights, data_folder, path) for name, path in weights.items()}
+    return in_processes(jobs, available_cores(), "keypoints", "network")
+
+
+def _errors_of_weights(data_folder: Path, weights: Path) -> KeypointErrors:
+    return keypoint_errors(load_sequences(data_folder, "test"), keypoint_source(weights, "cpu"))
+
+
+def keypoint_errors(sequences: Sequence[LabelledSequence], source: KeypointSource) -> KeypointErrors:
+    """Errors in the crops of recordings while hands are tracked with these keypoints; skeletons are known."""
     videos, errors, occlusion, sheet = {sequence.video: sequence for sequence in sequences}, [], [], []
 
     def compare(question: Question, seen: Keypoints, truth: Keypoints) -> None:
@@ -57,7 +86,7 @@ def _errors_while_tracking(
     footage = [Footage.cached(sequence.crops, sequence.video) for sequence in sequences]
     tracker = MultistageTracker(observed(source, compare))
     tracker.track_all(footage, [one.recording.hand_model for one in footage])
-    return torch.cat(errors).numpy(), np.array(occlusion), np.array(sheet)
+    return KeypointErrors(torch.cat(errors).numpy(), np.array(occlusion), np.array(sheet))
 
 
 def detection_table(recordings: Iterable[Recording], network: DetNet) -> pd.DataFrame:

@@ -245,8 +245,9 @@ def _render_dataset(profile: Profile, split: Split, output: Path, workers: int, 
 
 def _write_all(keys: list[SequenceKey], output: Path, workers: int, title: str) -> dict[str, str]:
     """Write the sequences on several processes; the hashes of all files."""
-    jobs = [functools.partial(_write_sequence, key, output) for key in keys]
-    return dict(file for files in in_processes(jobs, workers, title, "sequence") for file in files.items())
+    jobs = {key: functools.partial(_write_sequence, key, output) for key in keys}
+    written = in_processes(jobs, workers, title, "sequence")
+    return dict(file for files in written.values() for file in files.items())
 
 
 def _claim(output: Path, profile: Profile, seed: int) -> None:
