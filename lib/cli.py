@@ -9,29 +9,30 @@ from pathlib import Path
 
 import torch
 
-from lib.benchmarks import benchmark_tracking, benchmark_training
 from lib.checkpoints import load_network
 from lib.cores import available_cores, threads_to_use
 from lib.errors import InputError
-from lib.experiments import EXPERIMENTS, PUBLISHED_NETWORK, REFERENCE_NETWORK, train_experiment
-from lib.files import read_hand, refuse_overwriting
+from lib.files import refuse_overwriting
+from lib.formats.hand_files import read_hand
 from lib.hands import HandModel
 from lib.machines import PRECISIONS, process_group
-from lib.methods import make_predictions
-from lib.methods import tune as tune_methods
 from lib.metrics import auc, mpjpa, mpjpe, pck
-from lib.multistage.benchmark import benchmark_multistage
 from lib.multistage.networks import detector, keypoint_source
 from lib.multistage.sources import Detector, KeypointSource
 from lib.multistage.tracker import MultistageTracker
 from lib.network import UmeTrack
 from lib.overlay import write_overlay
-from lib.recipe import VARIANTS
-from lib.recipe import search as search_recipe
 from lib.recordings import Recording, read_recording
 from lib.rendered.shape import generic_hand
-from lib.report import write_report
-from lib.results import ROOT
+from lib.study.benchmarks import benchmark_multistage, benchmark_tracking, benchmark_training
+from lib.study.experiments import EXPERIMENTS, PUBLISHED_NETWORK, REFERENCE_NETWORK, train_experiment
+from lib.study.methods import make_predictions
+from lib.study.methods import tune as tune_methods
+from lib.study.recipe import VARIANTS
+from lib.study.recipe import search as search_recipe
+from lib.study.report import write_report
+from lib.study.results import ROOT
+from lib.study.settings import read_settings
 from lib.tracking import CALIBRATION_SAMPLES, Tracker, Tracks
 
 
@@ -148,6 +149,8 @@ def train(options: argparse.Namespace) -> None:
             options.compile,
             options.seed,
             options.precision,
+            read_settings(options.set),
+            options.name,
         )
 
 
@@ -222,7 +225,7 @@ def benchmark(options: argparse.Namespace) -> None:
         networks = {"published": PUBLISHED_NETWORK, "reference": REFERENCE_NETWORK}
         table = benchmark_training(networks, options.device, 4 * options.repeats, options.precision)
     else:
-        from lib.rendered.benchmark import benchmark_rendering
+        from lib.study.benchmarks import benchmark_rendering
 
         table = benchmark_rendering(options.workers, options.repeats)
     print(table.to_string(index=False, float_format="{:.2f}".format, na_rep=""))
@@ -300,6 +303,14 @@ def _add_train(commands) -> None:
     )
     command.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     command.add_argument("--seed", type=int, default=0, help="another one trains EXPERIMENT_seedN")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change the configuration: weights.temporal=0.5",
+    )
+    command.add_argument("--name", help="of a training that is no experiment of the study: required with --set")
     command.add_argument("--compile", action="store_true", help="compile the convolutions")
     _add_precision(command)
     command.add_argument("--device", type=_device, default=_fastest_device())

@@ -17,10 +17,9 @@ from torch.nn.functional import grid_sample, normalize
 
 from lib.cameras import Pinhole, PosedCamera
 from lib.crop_cache import CACHE_SIZE, CropSequence
-from lib.crops import MAX_VIEWS, perturb
+from lib.crops import CROP_SIZE, MAX_VIEWS, Crops, perturb
 from lib.errors import InputError
 from lib.hands import HandModel, for_hand
-from lib.network import CROP_SIZE, Crops
 from lib.transforms import invert
 
 

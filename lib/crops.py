@@ -6,6 +6,8 @@ negated, so that its world_from_camera has determinant -1. Geometry is float64.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+
 import cv2
 import numpy as np
 import torch
@@ -13,10 +15,10 @@ from jaxtyping import Bool, Float, Float32, Int, UInt8
 from torch import Tensor
 
 from lib.cameras import Pinhole, PosedCamera
-from lib.hands import RIGHT, HandModel
-from lib.network import CROP_SIZE
+from lib.hands import HANDS, NUM_LANDMARKS, RIGHT, HandModel, PosedHands
 from lib.transforms import apply, axis_angle_rotation, homogeneous, invert, mirror_x
 
+CROP_SIZE = 96
 FILL = 0.95
 """Share of the half-image that the crop points may use."""
 MIN_FOCAL_PX = 5.0
@@ -25,6 +27,29 @@ MAX_VIEWS = 2
 
 Angles = Float[Tensor, "*batch 22"]
 Poses = Float[Tensor, "*batch 4 4"]
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Perspective crops of hands (§3.1), each seen by one or two cameras; the first is the reference camera.
+
+    images in [0, 1]; focal_px of the crop cameras; camera_from_world in metres (of determinant -1 for right hands);
+    hand 0 left, 1 right. Where `two_views` is False the second view is ignored.
+    """
+
+    images: Float[Tensor, f"hands 2 {CROP_SIZE} {CROP_SIZE}"]
+    focal_px: Float[Tensor, "hands 2"]
+    camera_from_world: Float[Tensor, "hands 2 4 4"]
+    hand: Int[Tensor, "hands"]
+    two_views: Bool[Tensor, "hands"]
+
+    def to(self, device: torch.device | str) -> Crops:
+        """The same crops on another device."""
+        return Crops(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+    def __getitem__(self, hands: slice | Tensor) -> Crops:
+        """The crops of some of the hands."""
+        return Crops(**{field.name: getattr(self, field.name)[hands] for field in fields(self)})
 
 
 def crop_points(model: HandModel, joint_angles: Angles, world_from_wrist: Poses) -> Float[Tensor, "*batch 63 3"]:
@@ -105,6 +130,64 @@ def select_views(seen: Bool[Tensor, "hands cameras"]) -> Bool[Tensor, "hands cam
 def sees_hand(cameras: PosedCamera, landmarks_world: Float[Tensor, "hands 21 3"]) -> Bool[Tensor, "hands cameras"]:
     """Whether at least 19 of a hand's 21 landmarks fall inside the image of a camera and lie in front of it."""
     return cameras[None].sees(landmarks_world[:, None]).sum(dim=-1) >= MIN_LANDMARKS_SEEN
+
+
+def make_crops(
+    images: UInt8[np.ndarray, "cameras height width"],
+    cameras: PosedCamera,
+    mounting_angles: Float[Tensor, "cameras"],
+    hands: PosedHands,
+    min_views: int,
+) -> tuple[Int[Tensor, "tracked"], Crops]:
+    """The hands that at least `min_views` cameras see, and their crops. Source: §3.1, evaluation as published."""
+    chosen, views, crop = choose_crop_cameras(cameras, mounting_angles, hands, min_views)
+    return chosen, take_crops(images, cameras, chosen, views, crop)
+
+
+def choose_crop_cameras(
+    cameras: PosedCamera,
+    mounting_angles: Float[Tensor, "cameras"],
+    hands: PosedHands,
+    min_views: int,
+) -> tuple[Int[Tensor, "tracked"], Bool[Tensor, "tracked cameras"], PosedCamera]:
+    """The hands that `min_views`, 1 or 2, cameras see; the cameras chosen for each; all crop cameras of each."""
+    views, crop = choose_views(cameras, mounting_angles, hands)
+    chosen = views.sum(dim=1) >= min_views
+    return torch.arange(HANDS)[chosen], views[chosen], crop[chosen]
+
+
+def choose_views(
+    cameras: PosedCamera, mounting_angles: Float[Tensor, "cameras"], hands: PosedHands
+) -> tuple[Bool[Tensor, "2 cameras"], PosedCamera]:
+    """The cameras chosen for each hand, none for one without a pose, and all crop cameras, batch (2, cameras)."""
+    points = crop_points(hands.model, hands.joint_angles, hands.wrists)
+    crop, exists = crop_cameras(cameras, points, torch.arange(HANDS), mounting_angles)
+    seen = sees_hand(cameras, points[:, :NUM_LANDMARKS]) & exists & hands.exists[:, None]
+    return select_views(seen), crop
+
+
+def take_crops(
+    images: UInt8[np.ndarray, "cameras height width"],
+    cameras: PosedCamera,
+    hands: Int[Tensor, "tracked"],
+    views: Bool[Tensor, "tracked cameras"],
+    crop: PosedCamera,
+) -> Crops:
+    """The network's input: one or two warped views per hand; a missing second view repeats the first."""
+    rows, sources = views.nonzero(as_tuple=True)
+    size = crop.camera.width
+    chosen = crop[rows, sources]
+    pictures = torch.from_numpy(warp([images[source] for source in sources], cameras[sources], chosen))
+    counts = views.sum(dim=1)
+    first = counts.cumsum(dim=0) - counts
+    pair = torch.stack((first, first + counts - 1), dim=1)
+    return Crops(
+        images=pictures.float().div(255).reshape(-1, size, size)[pair],
+        focal_px=chosen.camera.focal_px[pair, 0].float(),
+        camera_from_world=chosen.camera_from_world[pair].float(),
+        hand=hands,
+        two_views=counts > 1,
+    )
 
 
 def warp(

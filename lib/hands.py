@@ -14,13 +14,14 @@ from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lib.transforms import axis_angle_rotation, homogeneous, mirror_x
 
 NUM_JOINTS, NUM_FINGER_JOINTS, NUM_BONES, NUM_LANDMARKS = 22, 20, 17, 21
 LEFT, RIGHT = 0, 1
+HANDS = 2
 HAND_NAMES = ("left", "right")
 FINGERS = ("thumb", "index", "middle", "ring", "pinky")
 FINGERTIPS = (0, 1, 2, 3, 4)
@@ -135,6 +136,25 @@ class HandModel:
         """Every finger joint in the middle of its limits, the wrist joints at zero."""
         angles = self.joint_limits.mean(dim=-1)
         return torch.cat((angles[:NUM_FINGER_JOINTS], angles.new_zeros(2)))
+
+
+@dataclass(frozen=True)
+class PosedHands:
+    """Both hands of a user in one frame; the pose of a hand that does not `exist` means nothing."""
+
+    model: HandModel
+    joint_angles: Float[Tensor, "2 22"]
+    world_from_wrist: Float[Tensor, "2 4 4"]
+    exists: Bool[Tensor, "2"]
+
+    @property
+    def wrists(self) -> Float[Tensor, "2 4 4"]:
+        """The wrist transforms that pose the left model as either hand."""
+        return for_hand(self.world_from_wrist, torch.arange(HANDS))
+
+    def landmarks(self) -> Float[Tensor, "2 21 3"]:
+        """The landmarks of both hands, metres in the world."""
+        return self.model.landmarks(self.joint_angles, self.wrists)
 
 
 def skin(points: Float[Tensor, "*#batch points 3"], bone_weights: Float[Tensor, "points 17"], bones: Tensor) -> Tensor:

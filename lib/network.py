@@ -8,7 +8,7 @@ takes any mix of hands seen by one or two cameras. The temporal state is passed 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from typing import Literal
 
@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from lib.crops import CROP_SIZE, Crops
 from lib.hands import NUM_FINGER_JOINTS, NUM_JOINTS, NUM_LANDMARKS, HandModel, for_hand
 from lib.transforms import align_points, invert
 
-CROP_SIZE = 96
 FEATURE_CHANNELS, FEATURE_SIZE = 72, 6
 MEMORY_CHANNELS, SKELETON_CHANNELS = 18, 4
 BACKBONE_FOCAL_PX = 200.0
@@ -56,29 +56,6 @@ class NetworkConfig:
                 f"a network with a {self.stem} stem needs {stages} stages to end at {FEATURE_SIZE}x{FEATURE_SIZE} "
                 f"features, got widths {self.widths} and blocks {self.blocks}"
             )
-
-
-@dataclass(frozen=True)
-class Crops:
-    """Perspective crops of hands (§3.1), each seen by one or two cameras; the first is the reference camera.
-
-    images in [0, 1]; focal_px of the crop cameras; camera_from_world in metres (of determinant -1 for right hands);
-    hand 0 left, 1 right. Where `two_views` is False the second view is ignored.
-    """
-
-    images: Float[Tensor, f"hands 2 {CROP_SIZE} {CROP_SIZE}"]
-    focal_px: Float[Tensor, "hands 2"]
-    camera_from_world: Float[Tensor, "hands 2 4 4"]
-    hand: Int[Tensor, "hands"]
-    two_views: Bool[Tensor, "hands"]
-
-    def to(self, device: torch.device | str) -> Crops:
-        """The same crops on another device."""
-        return Crops(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
-
-    def __getitem__(self, hands: slice | Tensor) -> Crops:
-        """The crops of some of the hands."""
-        return Crops(**{field.name: getattr(self, field.name)[hands] for field in fields(self)})
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from lib.cameras import Camera, Fisheye62, PosedCamera
-from lib.checks import (
+from lib.errors import InputError
+from lib.files import MM, describing, read_json, refuse_pointer
+from lib.formats.checks import (
     MAX_SIDE,
     Json,
     check_joint_angles,
@@ -31,9 +33,8 @@ from lib.checks import (
     json_array,
     whole_number,
 )
-from lib.errors import InputError
-from lib.files import MM, describing, hand_from_json, hand_to_json, read_json, refuse_pointer
-from lib.hands import NUM_JOINTS, HandModel
+from lib.formats.hand_files import hand_from_json, hand_to_json
+from lib.hands import NUM_JOINTS, HandModel, PosedHands
 
 NUM_CAMERAS = 4
 FRAMES_PER_SECOND = 30
@@ -71,6 +72,12 @@ class Recording:
     def cameras(self, frame: int) -> PosedCamera:
         """The cameras as placed in a frame."""
         return PosedCamera(self.camera, self.world_from_camera[frame])
+
+    def hands(self, frame: int, model: HandModel | None = None) -> PosedHands:
+        """Both hands as labelled in a frame; `model` is used where the recording has no hand of its own."""
+        return PosedHands(
+            self.hand_model or model, self.joint_angles[frame], self.world_from_wrist[frame], self.labelled[frame]
+        )
 
     def images(self, start: int = 0) -> Iterator[UInt8[np.ndarray, "cameras height width"]]:
         """The views of every frame from `start` on, in order, decoded one at a time.
@@ -154,8 +161,9 @@ def read_recording(video: Path) -> Recording:
     """The recording of a video and of the JSON file of the same name beside it (`raw_data` layout).
 
     Raises InputError for a missing or malformed file, an unknown camera model, a wrong number of cameras, arrays or a
-    video whose lengths differ, and values that cannot be (`lib.checks`). Hands that are null or NaN and frames whose
-    camera matrices are null, NaN or all zero count as unlabelled. There may be no labels at all, and no hand model.
+    video whose lengths differ, and values that cannot be (`lib.formats.checks`). Hands that are null or NaN, and frames
+    whose camera matrices are null, NaN or all zero, count as unlabelled. There may be no labels at all, and no hand
+    model.
     """
     labels_path = video.with_suffix(".json")
     for path in (video, labels_path):

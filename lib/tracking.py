@@ -14,35 +14,19 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from lib.cameras import PosedCamera
-from lib.crops import crop_cameras, crop_points, sees_hand, select_views, warp
+from lib.crops import Crops, make_crops
 from lib.errors import InputError
 from lib.files import MM, write_atomically
-from lib.hands import NUM_LANDMARKS, HandModel, for_hand
-from lib.network import Crops, HandPrediction, TemporalState, UmeTrack
+from lib.hands import HANDS, NUM_LANDMARKS, HandModel, for_hand
+from lib.network import Features, HandPrediction, TemporalState, UmeTrack
 from lib.recordings import Recording
 
 Network = TypeVar("Network", bound=nn.Module)
-HANDS = 2
 CALIBRATION_SAMPLES = 30
-
-
-@dataclass(frozen=True)
-class HandLabels:
-    """The labelled pose of both hands in a frame; the pose of a hand that is not `labelled` means nothing."""
-
-    joint_angles: Float[Tensor, "2 22"]
-    world_from_wrist: Float[Tensor, "2 4 4"]
-    labelled: Bool[Tensor, "2"]
-
-    @staticmethod
-    def of(recording: Recording, frame: int) -> HandLabels:
-        """The labels of a recording in a frame."""
-        return HandLabels(recording.joint_angles[frame], recording.world_from_wrist[frame], recording.labelled[frame])
 
 
 @dataclass(frozen=True)
@@ -108,66 +92,24 @@ def _fold_batch_norms(module: nn.Module) -> None:
             setattr(module, second, nn.Identity())
 
 
-def make_crops(
-    images: UInt8[np.ndarray, "cameras height width"],
-    cameras: PosedCamera,
-    mounting_angles: Float[Tensor, "cameras"],
-    model: HandModel,
-    labels: HandLabels,
-    min_views: int,
-) -> tuple[Int[Tensor, "tracked"], Crops]:
-    """The hands that at least `min_views` cameras see, and their crops. Source: §3.1, evaluation as published."""
-    hands, views, crop = choose_crop_cameras(cameras, mounting_angles, model, labels, min_views)
-    return hands, take_crops(images, cameras, hands, views, crop)
-
-
-def choose_crop_cameras(
-    cameras: PosedCamera,
-    mounting_angles: Float[Tensor, "cameras"],
-    model: HandModel,
-    labels: HandLabels,
-    min_views: int,
-) -> tuple[Int[Tensor, "tracked"], Bool[Tensor, "tracked cameras"], PosedCamera]:
-    """The hands that `min_views`, 1 or 2, cameras see; the cameras chosen for each; all crop cameras of each."""
-    views, crop = choose_views(cameras, mounting_angles, model, labels)
-    chosen = views.sum(dim=1) >= min_views
-    return torch.arange(HANDS)[chosen], views[chosen], crop[chosen]
-
-
-def choose_views(
-    cameras: PosedCamera, mounting_angles: Float[Tensor, "cameras"], model: HandModel, labels: HandLabels
-) -> tuple[Bool[Tensor, "2 cameras"], PosedCamera]:
-    """The cameras chosen for each hand, none for one that is not labelled, and all crop cameras, batch (2, cameras)."""
-    hands = torch.arange(HANDS)
-    world_from_wrist = for_hand(labels.world_from_wrist, hands)
-    points = crop_points(model, labels.joint_angles, world_from_wrist)
-    crop, exists = crop_cameras(cameras, points, hands, mounting_angles)
-    seen = sees_hand(cameras, points[:, : len(model.landmark_bone_weights)]) & exists & labels.labelled[:, None]
-    return select_views(seen), crop
-
-
-def take_crops(
-    images: UInt8[np.ndarray, "cameras height width"],
-    cameras: PosedCamera,
+def advance(
+    network: UmeTrack,
+    extracted: Features,
+    crops: Crops,
     hands: Int[Tensor, "tracked"],
-    views: Bool[Tensor, "tracked cameras"],
-    crop: PosedCamera,
-) -> Crops:
-    """The network's input: one or two warped views per hand; a missing second view repeats the first."""
-    rows, sources = views.nonzero(as_tuple=True)
-    size = crop.camera.width
-    chosen = crop[rows, sources]
-    pictures = torch.from_numpy(warp([images[source] for source in sources], cameras[sources], chosen))
-    counts = views.sum(dim=1)
-    first = counts.cumsum(dim=0) - counts
-    pair = torch.stack((first, first + counts - 1), dim=1)
-    return Crops(
-        images=pictures.float().div(255).reshape(-1, size, size)[pair],
-        focal_px=chosen.camera.focal_px[pair, 0].float(),
-        camera_from_world=chosen.camera_from_world[pair].float(),
-        hand=hands,
-        two_views=counts > 1,
-    )
+    state: TemporalState,
+    memory: bool = True,
+) -> tuple[Features, TemporalState]:
+    """One frame of the recurrence: the features that the regressors take, and the state of all hands after the frame.
+
+    `hands` says which of the hands in `state` are tracked; the others are lost and start anew when they are tracked
+    again. Without `memory` every frame is the first.
+    """
+    device = state.tracked.device
+    lost = TemporalState.untracked(len(state.tracked), device)
+    before = (state if memory else lost)[hands.to(device)]
+    features, after = network.remember(extracted, crops, before)
+    return features, lost.update(hands, after)
 
 
 class Tracker:
@@ -230,21 +172,17 @@ class Tracker:
         Crops are taken around the labelled poses of the recording's own hand or, where it has none, of `model`.
         """
         state = TemporalState.untracked(HANDS, self.device)
-        model = recording.hand_model or model
         for frame, images in enumerate(recording.images()):
-            labels = HandLabels.of(recording, frame)
-            hands, crops = make_crops(
-                images, recording.cameras(frame), recording.mounting_angles, model, labels, min_views
-            )
-            if len(hands):
-                crops = crops.to(self.device)
-                with torch.inference_mode():
-                    features, after = self.network.features(crops, state[hands])
-                    prediction = predict(features, crops)
-                yield frame, hands, crops, prediction
-            state = TemporalState.untracked(HANDS, self.device)
-            if len(hands):
-                state = state.update(hands, after)
+            posed = recording.hands(frame, model)
+            hands, crops = make_crops(images, recording.cameras(frame), recording.mounting_angles, posed, min_views)
+            if not len(hands):
+                state = TemporalState.untracked(HANDS, self.device)
+                continue
+            crops = crops.to(self.device)
+            with torch.inference_mode():
+                features, state = advance(self.network, self.network.extract(crops), crops, hands, state)
+                prediction = predict(features, crops)
+            yield frame, hands, crops, prediction
 
 
 def true_keypoints(recording: Recording) -> Float[np.ndarray, "2 frames 21 3"]:

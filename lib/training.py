@@ -31,9 +31,8 @@ from tqdm import tqdm
 from lib.checkpoints import half_precision, read_metadata, save_network
 from lib.errors import InputError
 from lib.files import read_json, write_atomically
-from lib.machines import Precision, accelerate, agreed, distribute, machine, native_precision
+from lib.machines import Precision, accelerate, agreed, commit, distribute, machine, native_precision
 from lib.optimizers import Optimizer, OptimizerName
-from lib.results import commit
 
 FIRST_PHASE_VERSION = 2
 """Raised whenever the same configuration no longer gives the same weights: no first phase of other code is used."""

@@ -13,10 +13,11 @@ import torch
 
 from lib.cameras import Fisheye62, PosedCamera
 from lib.checkpoints import save_network
-from lib.crops import aim, roll
-from lib.files import MM, hand_to_json
+from lib.crops import Crops, aim, roll
+from lib.files import MM
+from lib.formats.hand_files import hand_to_json
 from lib.hands import HandModel
-from lib.network import Crops, NetworkConfig, UmeTrack
+from lib.network import NetworkConfig, UmeTrack
 from lib.rendered.shape import generic_hand
 from lib.tracking import Tracker
 from lib.transforms import homogeneous, quaternion_rotation

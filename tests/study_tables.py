@@ -9,17 +9,17 @@ from io import StringIO
 import pandas as pd
 import pytest
 
-from lib.claims import claims_table
-from lib.error_analysis import conditions_table, hand_frames, memory_table
-from lib.methods import predict_all, predict_seeds
 from lib.multistage.energy import FitWeights
 from lib.multistage.fit import FIT_WEIGHTS
 from lib.multistage.tracker import MIN_CONFIDENCE
-from lib.pinch_detection import latency_table
-from lib.predictions import predict, weights_hash
-from lib.results import ROOT, results_folder, training_config
-from lib.sequences import load_sequences
-from lib.tables import (
+from lib.study.claims import claims_table
+from lib.study.error_analysis import conditions_table, hand_frames, memory_table
+from lib.study.methods import predict_all, predict_seeds
+from lib.study.pinch_detection import latency_table
+from lib.study.predictions import predict, weights_hash
+from lib.study.results import ROOT, results_folder, training_config
+from lib.study.sequences import load_sequences
+from lib.study.tables import (
     BASELINE,
     TEMPORAL,
     ablation_table,

@@ -11,9 +11,9 @@ import tracemalloc
 
 import pytest
 
-from lib import archives
-from lib.archives import MAX_MEMBER, read_members
 from lib.errors import InputError
+from lib.formats import archives
+from lib.formats.archives import MAX_MEMBER, read_members
 
 NAMES = re.compile(r"[a-z]\.json")
 COMPRESS = {"tar": bytes, "gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}

@@ -7,7 +7,7 @@ from conftest import headset, normal, random_poses
 from torch.testing import assert_close
 
 from lib.cameras import Camera, Fisheye, Fisheye44, Fisheye62, Fisheye624, Pinhole, PosedCamera
-from lib.hot3d import camera_from_calibration
+from lib.formats.hot3d import camera_from_calibration
 from lib.rendered.scene import sample_rig
 
 

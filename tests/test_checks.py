@@ -9,9 +9,10 @@ import torch
 from conftest import MOUNTING_ANGLES_DEG, TinyRecording, in_mm, tiny_recording
 from test_recordings import put
 
-from lib.checks import json_array
 from lib.errors import InputError
-from lib.files import MM, hand_from_json
+from lib.files import MM
+from lib.formats.checks import json_array
+from lib.formats.hand_files import hand_from_json
 from lib.recordings import read_recording
 from lib.transforms import axis_angle_rotation, homogeneous
 

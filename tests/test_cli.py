@@ -20,7 +20,7 @@ from lib.multistage.detection import DetNet, DetNetConfig
 from lib.multistage.keypoints import KeyNet, KeyNetConfig
 from lib.overlay import write_video
 from lib.recordings import read_recording
-from lib.results import results_folder
+from lib.study.results import results_folder
 from lib.tracking import true_keypoints
 
 FRAMES = 4

@@ -10,10 +10,9 @@ from tiny_runs import sequence_of
 from lib.cameras import Pinhole, PosedCamera
 from lib.clips import NO_AUGMENTATION, TRUE_SKELETON, Augmentation, ClipSource, SkeletonNoise, warp_pinhole
 from lib.crop_cache import CACHE_SIZE
-from lib.crops import perturb
+from lib.crops import CROP_SIZE, perturb
 from lib.errors import InputError
 from lib.hands import for_hand
-from lib.network import CROP_SIZE
 from lib.training import draw_examples
 from lib.transforms import apply
 

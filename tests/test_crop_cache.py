@@ -9,10 +9,9 @@ import torch
 from conftest import TinyRecording, tiny_recording
 
 from lib.crop_cache import CACHE_SIZE, CropSequence, crop_sequence
+from lib.crops import CROP_SIZE, make_crops
 from lib.errors import InputError
-from lib.network import CROP_SIZE
 from lib.recordings import Recording, read_recording
-from lib.tracking import HandLabels, make_crops
 
 MARGIN = (CACHE_SIZE - CROP_SIZE) // 2
 
@@ -36,9 +35,8 @@ def cached(recording: Recording, images: np.ndarray) -> CropSequence:
 def test_the_middle_is_what_the_tracker_sees(recording: Recording, tiny: TinyRecording):
     crops = cached(recording, tiny.images)
     for frame in range(2):
-        labels = HandLabels(recording.joint_angles[frame], recording.world_from_wrist[frame], recording.labelled[frame])
-        cameras, model = recording.cameras(frame), recording.hand_model
-        hands, expected = make_crops(tiny.images[frame], cameras, recording.mounting_angles, model, labels, 1)
+        cameras = recording.cameras(frame)
+        hands, expected = make_crops(tiny.images[frame], cameras, recording.mounting_angles, recording.hands(frame), 1)
         assert hands.tolist() == [0, 1]
         assert crops.views[frame].tolist() == [2, 2]
         middle = crops.images[frame, :, :, MARGIN:-MARGIN, MARGIN:-MARGIN]

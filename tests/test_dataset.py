@@ -17,11 +17,10 @@ import torch
 
 from lib import files
 from lib.cli import main
-from lib.crop_cache import CACHE_SIZE, CropSequence
+from lib.crop_cache import CACHE_SIZE, FRAME_STEP, CropSequence, ViewSequence
+from lib.crops import CROP_SIZE, make_crops
 from lib.errors import InputError
 from lib.hands import INDEX_TIP, THUMB_TIP, for_hand
-from lib.multistage.views import FRAME_STEP, ViewSequence
-from lib.network import CROP_SIZE
 from lib.recordings import Recording, read_recording
 from lib.rendered import dataset
 from lib.rendered.dataset import (
@@ -40,8 +39,8 @@ from lib.rendered.dataset import (
 from lib.rendered.motion import FRAMES_PER_SECOND, sample_motion
 from lib.rendered.raster import render_frame
 from lib.rendered.shape import TRAIN_USERS, user_hand
-from lib.results import ROOT
-from lib.tracking import HandLabels, Tracker, make_crops
+from lib.study.results import ROOT
+from lib.tracking import Tracker
 
 TINY = Profile("tiny", 2, 0, 1, train_sequences=2, extra_sequences=2, test_sequences=2, frames=30)
 
@@ -222,9 +221,8 @@ def test_cached_crops_hold_what_the_tracker_sees(pinching: Sequence):
     cached = CropSequence.load(recording.video.with_suffix(""))
     margin = (CACHE_SIZE - CROP_SIZE) // 2
     for frame in (0, 13, 29):
-        labels = HandLabels(recording.joint_angles[frame], recording.world_from_wrist[frame], recording.labelled[frame])
         images, cameras = render_frame(pinching.scene, frame), recording.cameras(frame)
-        hands, crops = make_crops(images, cameras, recording.mounting_angles, recording.hand_model, labels, 1)
+        hands, crops = make_crops(images, cameras, recording.mounting_angles, recording.hands(frame), 1)
         assert set(np.flatnonzero(cached.views[frame])) == set(hands.tolist())
         for index, hand in enumerate(hands.tolist()):
             views = cached.views[frame, hand]

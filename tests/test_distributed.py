@@ -14,11 +14,11 @@ from tiny_runs import made_up_data, run, sequence_of
 from torch.nn.parallel import DistributedDataParallel
 
 from lib.checkpoints import load_network
+from lib.clip_training import ClipData, ClipLearner
 from lib.clips import NO_AUGMENTATION, ClipSource
 from lib.errors import InputError
 from lib.files import read_json
 from lib.losses import LossWeights
-from lib.objective import ClipData, ClipLearner
 from lib.rendered.shape import generic_hand
 from lib.training import draw_examples
 

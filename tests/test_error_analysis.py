@@ -9,7 +9,8 @@ import pytest
 from test_predictions import tracked
 from test_streams import tiny_dataset
 
-from lib.error_analysis import (
+from lib.files import MM
+from lib.study.error_analysis import (
     conditions_figure,
     conditions_table,
     hand_frames,
@@ -18,9 +19,8 @@ from lib.error_analysis import (
     worst_clips,
     worst_clips_figure,
 )
-from lib.files import MM
-from lib.predictions import Predictions
-from lib.sequences import load_sequences
+from lib.study.predictions import Predictions
+from lib.study.sequences import load_sequences
 
 
 @pytest.fixture(scope="module")

@@ -12,23 +12,22 @@ from conftest import tiny_network, tiny_recording
 from simulated_gpu import SimulatedGpu
 from tiny_runs import CONFIG, made_up_data, sequence_of
 
-from lib.benchmarks import benchmark_tracking
 from lib.checkpoints import save_network
+from lib.clip_training import ClipTraining
 from lib.clips import SkeletonNoise
-from lib.multistage.benchmark import benchmark_multistage
+from lib.crop_cache import ViewSequence
 from lib.multistage.detection import DetNet, DetNetConfig
 from lib.multistage.detection_training import DetectionTraining, DetectionTrainingConfig, ViewData, ViewSource
 from lib.multistage.keypoint_training import KeypointTraining, KeypointTrainingConfig
 from lib.multistage.keypoints import KeyNet, KeyNetConfig
 from lib.multistage.networks import detector, keypoint_source
 from lib.multistage.tracker import MultistageTracker
-from lib.multistage.views import ViewSequence
-from lib.objective import ClipTraining
 from lib.recordings import Recording, read_recording
 from lib.rendered.shape import generic_hand
-from lib.robustness import end_to_end
-from lib.sequences import LabelledSequence
-from lib.streams import ExtractedStreams, HandStreams, track_both
+from lib.study.benchmarks import benchmark_multistage, benchmark_tracking
+from lib.study.robustness import end_to_end
+from lib.study.sequences import LabelledSequence
+from lib.study.streams import ExtractedStreams, HandStreams, track_both
 from lib.tracking import Tracker, prepare_for_inference
 from lib.training import Run, Task
 

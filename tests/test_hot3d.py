@@ -13,8 +13,8 @@ from torch.testing import assert_close
 
 from lib.cameras import Fisheye44, Fisheye62, Fisheye624, Pinhole
 from lib.errors import InputError
-from lib.files import hand_to_json
-from lib.hot3d import CAMERA_MODELS, camera_from_calibration, read_hot3d
+from lib.formats.hand_files import hand_to_json
+from lib.formats.hot3d import CAMERA_MODELS, camera_from_calibration, read_hot3d
 from lib.recordings import read_recording
 from lib.rendered.shape import generic_hand
 

@@ -17,16 +17,15 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 from lib.errors import InputError
-from lib.experiments import train_experiment
-from lib.files import write_atomically
-from lib.locks import working_in
-from lib.methods import make_predictions
+from lib.files import working_in, write_atomically
 from lib.rendered.shape import generic_hand
+from lib.study.experiments import train_experiment
+from lib.study.methods import make_predictions
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from lib.locks import working_in
+from lib.files import working_in
 with working_in(Path(sys.argv[1]), wait=True):
     print("working", flush=True)
     time.sleep(float(sys.argv[2]))
@@ -52,9 +51,9 @@ run(folder / "runs" / "tiny", made_up_data(folder / "recording")).train(folder /
 ADD_ROWS = """
 import sys
 from pathlib import Path
-import lib.results
-from lib.recipe import _replace_row
-lib.results.ROOT = Path(sys.argv[1])
+import lib.study.results
+from lib.study.recipe import _replace_row
+lib.study.results.ROOT = Path(sys.argv[1])
 for number in range(40):
     _replace_row("tiny", {"variant": f"{sys.argv[2]} {number}", "crops_asked": 1})
 """
@@ -109,7 +108,7 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path, capsys):
 
 
 def test_without_locks_work_goes_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("lib.locks.fcntl", None)
+    monkeypatch.setattr("lib.files.fcntl", None)
     with working_in(tmp_path, wait=False), working_in(tmp_path, wait=False):
         assert "cannot be locked (no such locks on this system)" in capsys.readouterr().err
 
@@ -122,7 +121,7 @@ def test_where_a_folder_cannot_be_locked_work_goes_on(tmp_path, monkeypatch, cap
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     opened: list[int] = []
-    monkeypatch.setattr("lib.locks.fcntl.flock", flock)
+    monkeypatch.setattr("lib.files.fcntl.flock", flock)
     with working_in(tmp_path, wait=True):
         assert "cannot be locked ([Errno 9] Bad file descriptor)" in capsys.readouterr().err
         with pytest.raises(OSError, match="Bad file descriptor"):
@@ -130,7 +129,7 @@ def test_where_a_folder_cannot_be_locked_work_goes_on(tmp_path, monkeypatch, cap
 
 
 def test_a_run_that_is_being_trained_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("lib.experiments.results_folder", lambda profile: tmp_path)
+    monkeypatch.setattr("lib.study.experiments.results_folder", lambda profile: tmp_path)
     with (
         working_in(tmp_path / "runs" / "full", wait=False),
         pytest.raises(InputError, match=r"another process works in .*full: wait until it has ended, or stop it"),
@@ -139,7 +138,7 @@ def test_a_run_that_is_being_trained_is_refused(tmp_path, monkeypatch):
 
 
 def test_predictions_wait_for_those_that_are_being_made(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("lib.results.ROOT", tmp_path)
+    monkeypatch.setattr("lib.study.results.ROOT", tmp_path)
     folder = tmp_path / "results" / "tiny" / "predictions"
     folder.parent.mkdir(parents=True)
     other = start(HOLD, folder, 1)

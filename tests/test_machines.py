@@ -15,12 +15,12 @@ from conftest import ROOT
 from tiny_runs import WEIGHTS, made_up_data, run
 
 from lib import cores, machines
+from lib.crop_cache import ViewSequence
 from lib.errors import InputError
-from lib.experiments import EXPERIMENTS, experiment_and_seed
 from lib.files import read_json
 from lib.multistage.detection_training import DetectionTraining, DetectionTrainingConfig, ViewData, ViewSource
-from lib.multistage.views import ViewSequence
-from lib.results import results_folder
+from lib.study.experiments import EXPERIMENTS, experiment_and_seed
+from lib.study.results import results_folder
 from lib.training import Run, first_phase_name
 
 

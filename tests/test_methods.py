@@ -12,13 +12,14 @@ from test_streams import tiny_dataset
 
 from lib.cli import main
 from lib.errors import InputError
-from lib.methods import predict_all, predict_multistage, tune, tuned_one_euro, tuned_pinch_thresholds
 from lib.multistage.energy import FitWeights
 from lib.multistage.keypoints import Keypoints
 from lib.multistage.sources import labelled_keypoints
-from lib.predictions import END_TO_END, load_or_predict
-from lib.sequences import load_sequences
-from lib.tables import FILTERED
+from lib.study.experiments import END_TO_END
+from lib.study.methods import predict_all, predict_multistage, tune, tuned_one_euro, tuned_pinch_thresholds
+from lib.study.predictions import load_or_predict
+from lib.study.sequences import load_sequences
+from lib.study.tables import FILTERED
 
 NOISE_MM = {"full": 5.0, "full_temporal_loss": 1.0, "full_tenfold_temporal_loss": 0.5}
 
@@ -31,7 +32,7 @@ def dataset(tmp_path_factory) -> Path:
 @pytest.fixture
 def results(tmp_path, monkeypatch) -> Path:
     """Results go to a folder of the test, in which every end-to-end experiment has weights, if only in name."""
-    monkeypatch.setattr("lib.results.ROOT", tmp_path)
+    monkeypatch.setattr("lib.study.results.ROOT", tmp_path)
     folder = tmp_path / "results" / "tiny"
     for name in END_TO_END:
         add_weights(folder, name)
@@ -67,7 +68,7 @@ def asked(monkeypatch) -> list:
         made = load_or_predict((name,), profile, folder, "made up", noisy)
         return {skeleton: predictions for (_, skeleton), predictions in made.items()}
 
-    monkeypatch.setattr("lib.methods.predict", predicted)
+    monkeypatch.setattr("lib.study.methods.predict", predicted)
     return asked
 
 
@@ -140,7 +141,7 @@ def test_a_table_without_rows_is_refused(dataset, results, asked):
 def test_the_baseline_tracks_and_calibrates(dataset, results, monkeypatch):
     """With true keypoints in place of a network's it finds pose and scale."""
     add_weights(results, "keynet")
-    monkeypatch.setattr("lib.methods.keypoint_source", lambda weights, device: labelled_keypoints)
+    monkeypatch.setattr("lib.study.methods.keypoint_source", lambda weights, device: labelled_keypoints)
     made = predict_multistage("tiny", dataset)
     assert [s.name for s in made["known"].sequences] == [s.name for s in made["unknown"].sequences]
     assert made["known"].errors().mean < 3.0  # poses jump from frame to frame
@@ -156,19 +157,19 @@ def test_a_baseline_that_finds_nothing_keeps_the_generic_hand(dataset, results, 
         return [Keypoints(torch.full((n, 21, 2), 48.0), torch.zeros(n, 21), torch.zeros(n, 21)) for n in crops]
 
     add_weights(results, "keynet")
-    monkeypatch.setattr("lib.methods.keypoint_source", lambda weights, device: nothing)
+    monkeypatch.setattr("lib.study.methods.keypoint_source", lambda weights, device: nothing)
     made = predict_multistage("tiny", dataset)
     assert made["unknown"].coverage().mean == 0.0
     assert [s.scale for s in made["unknown"].sequences] == [1.0] * len(made["unknown"].sequences)
 
 
 def test_the_weights_of_the_fit_are_searched_on_validation_sequences(dataset, results, monkeypatch):
-    monkeypatch.setattr("lib.multistage.tuning.CANDIDATES", {"temporal": (0.0, 400.0)})
+    monkeypatch.setattr("lib.study.baseline_tuning.CANDIDATES", {"temporal": (0.0, 400.0)})
     with pytest.raises(InputError, match="nothing named fit_weights can be tuned; there are one_euro, pinch_thr"):
         tune("tiny", dataset, names=("fit_weights",))
     add_weights(results, "keynet")
-    monkeypatch.setattr("lib.methods.keypoint_source", lambda weights, device: labelled_keypoints)
-    monkeypatch.setattr("lib.methods.load_sequences", lambda folder, split: load_sequences(folder, "test"))
+    monkeypatch.setattr("lib.study.methods.keypoint_source", lambda weights, device: labelled_keypoints)
+    monkeypatch.setattr("lib.study.methods.load_sequences", lambda folder, split: load_sequences(folder, "test"))
     table = tune("tiny", dataset, names=("fit_weights",))["fit_weights"]
     assert table.temporal.tolist() == [FitWeights().temporal, 0.0, 400.0]  # the one in use first
     assert table.best.sum() == 1
@@ -186,8 +187,8 @@ def test_the_confidence_of_hands_is_measured_on_validation_sequences(dataset, re
         return [replace(true, confidence=0.99**question.frame * true.confidence) for true, question in pairs]
 
     add_weights(results, "keynet")
-    monkeypatch.setattr("lib.methods.keypoint_source", lambda weights, device: fading)
-    monkeypatch.setattr("lib.methods.load_sequences", lambda folder, split: load_sequences(folder, "test"))
+    monkeypatch.setattr("lib.study.methods.keypoint_source", lambda weights, device: fading)
+    monkeypatch.setattr("lib.study.methods.load_sequences", lambda folder, split: load_sequences(folder, "test"))
     table = tune("tiny", dataset, names=("hand_confidence",))["hand_confidence"]
     assert table.confidence.is_monotonic_increasing
     assert table.confidence.between(0.05, 1.0).all()
@@ -208,7 +209,7 @@ def test_the_baseline_is_one_of_all_methods(dataset, results, asked, monkeypatch
         made = load_or_predict(("multistage",), profile, folder, "made up", CountingMethod("multistage"))
         return {skeleton: predictions for (_, skeleton), predictions in made.items()}
 
-    monkeypatch.setattr("lib.methods.predict_multistage", predicted)
+    monkeypatch.setattr("lib.study.methods.predict_multistage", predicted)
     tables = tune("tiny", dataset, names=("one_euro", "pinch_thresholds"))
     assert tables["pinch_thresholds"].method.tolist() == [
         "full_temporal_loss", "full_temporal_pinch_loss", "multistage"

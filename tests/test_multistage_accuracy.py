@@ -7,15 +7,15 @@ import torch
 from conftest import tiny_recording
 from test_multistage_tracker import cached, changed
 
-from lib.figures import use_style
-from lib.multistage.accuracy import detection_table, keypoint_errors, keypoint_table
+from lib.crop_cache import view_sequence
 from lib.multistage.detection import DetNet, DetNetConfig
 from lib.multistage.detection_training import as_output
-from lib.multistage.pictures import keypoints_figure, most_hidden
 from lib.multistage.sources import labelled_circles, labelled_keypoints
-from lib.multistage.views import view_sequence
 from lib.recordings import Recording, read_recording
-from lib.sequences import LabelledSequence
+from lib.study.baseline_accuracy import detection_table, keypoint_errors, keypoint_table
+from lib.study.figures.baseline import keypoints_figure, most_hidden
+from lib.study.figures.style import use_style
+from lib.study.sequences import LabelledSequence
 
 FRAMES = 13
 

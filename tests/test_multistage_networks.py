@@ -12,9 +12,10 @@ from torch import nn
 from torch.nn.functional import grid_sample
 
 from lib.checkpoints import load_network, load_weights, save_network
+from lib.clip_training import ClipData
 from lib.clips import NO_AUGMENTATION, Augmentation, ClipSource
+from lib.crop_cache import ViewSequence, shrink, view_sequence
 from lib.errors import InputError
-from lib.experiments import PUBLISHED_NETWORK, REFERENCE_NETWORK
 from lib.hands import for_hand
 from lib.multistage.detection import Circles, DetNet, DetNetConfig, detect, normalised, to_circles
 from lib.multistage.detection_training import (
@@ -38,11 +39,10 @@ from lib.multistage.keypoints import (
     prior,
     targets,
 )
-from lib.multistage.views import ViewSequence, shrink, view_sequence
 from lib.network import UmeTrack
-from lib.objective import ClipData
 from lib.recordings import read_recording
 from lib.rendered.shape import generic_hand, user_hand
+from lib.study.experiments import PUBLISHED_NETWORK, REFERENCE_NETWORK
 from lib.training import Run
 
 EXACT = PriorConfig(untracked=0.0, stale=0.0, extrapolation=1.0, position=0.0, rotation=0.0, joint_angles=0.0)

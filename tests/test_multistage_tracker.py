@@ -11,8 +11,6 @@ from lib.crops import roll
 from lib.errors import InputError
 from lib.hands import LEFT, RIGHT, for_hand
 from lib.metrics import landmark_errors
-from lib.multistage.benchmark import benchmark_multistage
-from lib.multistage.budget import budget_table, track_case
 from lib.multistage.detection import Circles, DetNet, DetNetConfig
 from lib.multistage.energy import FitWeights
 from lib.multistage.fit import FitResult, HandPose
@@ -27,9 +25,11 @@ from lib.multistage.sources import (
     network_keypoints,
 )
 from lib.multistage.tracker import MIN_CONFIDENCE, Memory, MultistageTracker
-from lib.multistage.tuning import search_weights
 from lib.recordings import Recording, read_recording
 from lib.rendered.shape import generic_hand
+from lib.study.baseline_budget import budget_table, track_case
+from lib.study.baseline_tuning import search_weights
+from lib.study.benchmarks import benchmark_multistage
 from lib.transforms import homogeneous, invert
 
 FRAMES = 6

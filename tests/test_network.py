@@ -6,14 +6,12 @@ import torch
 from conftest import TINY, random_crops, random_poses, tiny_network
 from torch.testing import assert_close
 
-from lib.experiments import REFERENCE_NETWORK
+from lib.crops import CROP_SIZE, Crops
 from lib.hands import for_hand
 from lib.network import (
     BACKBONE_FOCAL_PX,
-    CROP_SIZE,
     FEATURE_CHANNELS,
     MIN_SIGMA,
-    Crops,
     HandPrediction,
     NetworkConfig,
     TemporalState,
@@ -21,6 +19,7 @@ from lib.network import (
     feature_transform,
     root_points,
 )
+from lib.study.experiments import REFERENCE_NETWORK
 from lib.transforms import apply, invert
 
 MIXED = (True, False, True, False, False)

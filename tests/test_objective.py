@@ -8,11 +8,11 @@ import torch
 from conftest import TINY, tiny_network
 from tiny_runs import CONFIG, WEIGHTS, made_up_data, run, sequence_of
 
+from lib.clip_training import ClipData, ClipLearner, ClipTraining, ClipTrainingConfig, clip_features
 from lib.clips import NO_AUGMENTATION, TRUE_SKELETON, ClipSource, SkeletonNoise
 from lib.hands import for_hand
 from lib.losses import LossWeights, pinch_loss, temporal_loss
 from lib.network import TemporalState
-from lib.objective import ClipData, ClipLearner, ClipTraining, ClipTrainingConfig, clip_features
 from lib.rendered.shape import generic_hand
 from lib.training import Run, draw_examples
 

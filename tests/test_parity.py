@@ -15,11 +15,11 @@ from torch.testing import assert_close
 
 from lib.cameras import Fisheye62, PosedCamera
 from lib.checkpoints import load_network
-from lib.crops import crop_cameras, crop_points, sees_hand, select_views, warp
+from lib.crops import Crops, crop_cameras, crop_points, sees_hand, select_views, warp
 from lib.files import MM
 from lib.hands import HandModel, for_hand
 from lib.metrics import PCK_THRESHOLDS_MM, auc, mpjpa, mpjpe, pck
-from lib.network import Crops, HandPrediction, TemporalState, UmeTrack
+from lib.network import HandPrediction, TemporalState, UmeTrack
 from lib.recordings import read_recording
 from lib.tracking import Tracker, Tracks
 from lib.transforms import align_points, apply, invert

@@ -10,10 +10,11 @@ from test_predictions import tracked
 from test_streams import tiny_dataset
 from test_tables import FRAMES, PINCHED, made_up, of, pinching, study
 
-from lib.figures import use_style
 from lib.hands import INDEX_TIP
 from lib.metrics import PCK_THRESHOLDS_MM
-from lib.plots import (
+from lib.recordings import read_recording
+from lib.study.experiments import END_TO_END
+from lib.study.figures.plots import (
     METHOD_COLORS,
     METHOD_NAMES,
     error_spectrum,
@@ -25,11 +26,11 @@ from lib.plots import (
     scale_figure,
     training_figure,
 )
-from lib.predictions import END_TO_END, Predictions
-from lib.qualitative import occlusion_figure, picture_of, qualitative_figure, with_hands, with_truth
-from lib.recordings import read_recording
-from lib.sequences import load_sequences
-from lib.tables import BASELINE, METHODS
+from lib.study.figures.qualitative import occlusion_figure, picture_of, qualitative_figure, with_hands, with_truth
+from lib.study.figures.style import use_style
+from lib.study.predictions import Predictions
+from lib.study.sequences import load_sequences
+from lib.study.tables import BASELINE, METHODS
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lib.hands import INDEX_TIP, THUMB_TIP
-from lib.inspection import JOINT_NAMES
-from lib.rendered.portraits import hand_figure, limits_figure, pinch_angles, portrait, users_figure
 from lib.rendered.shape import generic_hand, user_hand, user_scale
+from lib.study.figures.portraits import hand_figure, limits_figure, pinch_angles, portrait, users_figure
+from lib.study.inspection import JOINT_NAMES
 
 REST = torch.zeros(22)
 WHITE = 255
@@ -75,7 +75,7 @@ def test_a_pinch_touches(user: int | None):
 
 
 def test_figures_show_everything(monkeypatch):
-    monkeypatch.setattr("lib.rendered.portraits.portrait", lambda *_, **__: np.zeros((8, 8), np.uint8))
+    monkeypatch.setattr("lib.study.figures.portraits.portrait", lambda *_, **__: np.zeros((8, 8), np.uint8))
     assert len(hand_figure().axes) == 8
     limits = limits_figure()
     titles = [axes.get_title(loc="left") for axes in limits.axes if axes.get_title(loc="left")]

@@ -12,10 +12,12 @@ from test_streams import reindex, tiny_dataset
 from lib.checkpoints import load_network, save_network
 from lib.errors import InputError
 from lib.filters import OneEuroFilter
-from lib.methods import WITHOUT_MEMORY, make_predictions
 from lib.metrics import mpjpa, mpjpe
-from lib.predictions import (
-    END_TO_END,
+from lib.recordings import read_recording
+from lib.rendered.shape import generic_hand
+from lib.study.experiments import END_TO_END
+from lib.study.methods import WITHOUT_MEMORY, make_predictions
+from lib.study.predictions import (
     Predictions,
     TrackedSequence,
     fitted_scale,
@@ -24,8 +26,6 @@ from lib.predictions import (
     read_manifest,
     read_predictions,
 )
-from lib.recordings import read_recording
-from lib.rendered.shape import generic_hand
 from lib.tracking import Tracker, Tracks
 
 
@@ -56,7 +56,7 @@ def dataset(tmp_path) -> Path:
 @pytest.fixture
 def results(tmp_path, monkeypatch) -> Path:
     """Results go to a folder of the test."""
-    monkeypatch.setattr("lib.results.ROOT", tmp_path)
+    monkeypatch.setattr("lib.study.results.ROOT", tmp_path)
     return tmp_path / "results" / "tiny"
 
 
@@ -144,7 +144,7 @@ def test_predicted_again_after_a_change(dataset, results, monkeypatch, change):
     if change == "data":
         reindex(dataset, fingerprint="changed")
     elif change == "version":
-        monkeypatch.setattr("lib.predictions.VERSION", -1)
+        monkeypatch.setattr("lib.study.predictions.VERSION", -1)
     elif change == "missing":
         (results / "predictions" / "method_unknown.npz").unlink()
     load_or_predict(("method",), "tiny", dataset, "other weights" if change == "weights" else "weights", method)
@@ -191,7 +191,7 @@ def test_a_trained_network_predicts_as_the_tracker_does(dataset, results):
 
 def test_all_predictions_are_made_at_once(dataset, results, monkeypatch):
     """Of all networks, known and unknown, and those without temporal state."""
-    monkeypatch.setattr("lib.methods.in_processes", lambda jobs, *_: {name: job() for name, job in jobs.items()})
+    monkeypatch.setattr("lib.study.methods.in_processes", lambda jobs, *_: {name: job() for name, job in jobs.items()})
     for name in END_TO_END:
         save_network(tiny_network(), results / "checkpoints" / f"{name}.safetensors")
     save_network(tiny_network(seed=1), results / "checkpoints" / "full_seed1.safetensors")

@@ -5,10 +5,10 @@ from functools import cache
 
 import numpy as np
 import pytest
+import raster_reference
 import torch
 
 from lib.cameras import Fisheye62
-from lib.rendered import raster_reference
 from lib.rendered.backgrounds import SIZE, Environment
 from lib.rendered.bodies import Mesh
 from lib.rendered.lighting import Lighting

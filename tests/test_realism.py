@@ -14,7 +14,7 @@ from lib.errors import InputError
 from lib.hands import LEFT, RIGHT
 from lib.recordings import Recording, read_recording
 from lib.rendered.dataset import SequenceKey, sample_sequence, write_recording
-from lib.rendered.realism import COLUMNS, VIEW_SIZE, detection_table, detector_views, whole_in_frame
+from lib.study.realism import COLUMNS, VIEW_SIZE, detection_table, detector_views, whole_in_frame
 
 FRONT = [1, 2]
 ELBOWS = torch.tensor([[-0.2, 0.4, 0.15], [0.2, 0.4, 0.15]], dtype=torch.float64)

@@ -3,14 +3,14 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from lib import recipe
 from lib.checkpoints import save_network
 from lib.errors import InputError
-from lib.experiments import EXPERIMENTS
 from lib.files import write_atomically
 from lib.multistage.keypoints import KeyNet, pretrain
 from lib.network import UmeTrack
 from lib.rendered.shape import generic_hand
+from lib.study import recipe
+from lib.study.experiments import EXPERIMENTS
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def trained(tmp_path, monkeypatch) -> list[str]:
         asked.append(name)
         return {"variant": name, "crops_asked": crops, "known_mpjpe_mm": float(len(asked))}
 
-    monkeypatch.setattr("lib.recipe._train", train)
-    monkeypatch.setattr("lib.results.ROOT", tmp_path)
+    monkeypatch.setattr("lib.study.recipe._train", train)
+    monkeypatch.setattr("lib.study.results.ROOT", tmp_path)
     index = tmp_path / "data" / "training.json"
     index.parent.mkdir()
     write_atomically(index, lambda path: path.write_text('{"sha256": {"crops/a.npy": "1"}}'))

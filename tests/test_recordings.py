@@ -12,7 +12,8 @@ from torch.testing import assert_close
 
 from lib.cameras import Fisheye62
 from lib.errors import InputError
-from lib.files import GENERIC_JOINT_LIMITS, hand_from_json, hand_to_json, read_hand, write_atomically
+from lib.files import write_atomically
+from lib.formats.hand_files import GENERIC_JOINT_LIMITS, hand_from_json, hand_to_json, read_hand
 from lib.recordings import decode_gray, labels_to_json, read_recording
 from lib.rendered.shape import generic_hand
 

@@ -7,18 +7,18 @@ import pandas as pd
 import pytest
 from test_tables import study
 
-from lib.claims import claims_table
 from lib.cli import main
 from lib.errors import InputError
-from lib.report import BEGIN, END, results_section, write_report
-from lib.results import save_table
-from lib.tables import ablation_table, measure, multistage_table, pinch_table, training_table
+from lib.study.claims import claims_table
+from lib.study.report import BEGIN, END, results_section, write_report
+from lib.study.results import save_table
+from lib.study.tables import ablation_table, measure, multistage_table, pinch_table, training_table
 
 
 @pytest.fixture
 def results(tmp_path, monkeypatch) -> Path:
     """The tables of a made-up study, and two runs."""
-    monkeypatch.setattr("lib.results.ROOT", tmp_path)
+    monkeypatch.setattr("lib.study.results.ROOT", tmp_path)
     predictions = study()
     cells = measure(predictions)
     save_table(ablation_table(cells), "tiny", "table2_ablation")
@@ -102,7 +102,7 @@ def test_claims_that_do_not_hold_are_told(results):
     text = results_section("tiny")
     claims = pd.read_csv(results / "tables" / "claims.csv")
     assert f"{claims.holds.sum()} of {len(claims)} claims hold" in text
-    assert text.count("| **opposite** |") + text.count("| **not shown** |") == (~claims.holds).sum() > 0
+    assert text.count("| **contradicted** |") + text.count("| **inconclusive** |") == (~claims.holds).sum() > 0
     assert text.count("| holds |") == claims.holds.sum() > 0
 
 

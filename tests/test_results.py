@@ -5,9 +5,10 @@ import subprocess
 
 import pytest
 
-from lib import results
 from lib.errors import InputError
-from lib.results import commit, training_curves
+from lib.machines import commit
+from lib.study import results
+from lib.study.results import training_curves
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def checkout(tmp_path, monkeypatch):
     git("init", "-q")
     git("add", ".")
     git("commit", "-q", "-m", "first")
-    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr("lib.machines.CODE", tmp_path / "lib")
     return tmp_path, git("rev-parse", "HEAD").strip()
 
 
@@ -49,15 +50,15 @@ def test_without_git_the_commit_is_unknown(checkout, monkeypatch):
 
 def test_only_runs_that_have_ended_have_curves(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "ROOT", tmp_path)
-    for run, last in (("ended", 99), ("stopped", 49)):
+    for run, last in (("ended", 99), ("stopped", 49), ("somebody's own", 99)):
         folder = tmp_path / "results/tiny/runs" / run
         folder.mkdir(parents=True)
         (folder / "config.json").write_text('{"training": {"steps": 100}}')
         (folder / "curve.csv").write_text(f"step,crops\n9,90\n{last},{10 * last}\n")
-    assert list(training_curves("tiny")) == ["ended"]
+    assert list(training_curves("tiny", ("ended", "stopped"))) == ["ended"]
     shutil.rmtree(tmp_path / "results/tiny/runs/ended")
     with pytest.raises(InputError, match="no training has left a whole curve"):
-        training_curves("tiny")
+        training_curves("tiny", ("ended", "stopped"))
 
 
 def test_outside_a_checkout_the_commit_is_unknown(tmp_path, monkeypatch):

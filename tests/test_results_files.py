@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from lib import results
-from lib.figures import use_style
-from lib.results import results_folder, save_figure, save_picture, save_table
+from lib.study import results
+from lib.study.figures.style import use_style
+from lib.study.results import results_folder, save_figure, save_picture, save_table
 
 TABLE = pd.DataFrame(
     {

@@ -9,7 +9,7 @@ from conftest import tiny_network
 from test_streams import tiny_dataset
 
 from lib.multistage.sources import labelled_keypoints
-from lib.robustness import (
+from lib.study.robustness import (
     BLUR_PX,
     CONDITIONS,
     MISMEASURED,
@@ -23,8 +23,8 @@ from lib.robustness import (
     robustness_table,
     seen_once,
 )
-from lib.sequences import load_sequences
-from lib.streams import ExtractedStreams, HandStreams, track
+from lib.study.sequences import load_sequences
+from lib.study.streams import ExtractedStreams, HandStreams, track
 from lib.tracking import prepare_for_inference
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lib.metrics import mpjpa, mpjpe
-from lib.statistics import Pooled, combined, difference, error_of, interval, jitter_of
+from lib.study.statistics import Pooled, combined, difference, error_of, interval, jitter_of
 
 
 def pooled(rng, sequences: int = 30, spread: float = 1.0) -> Pooled:

@@ -15,8 +15,8 @@ from lib.errors import InputError
 from lib.network import UmeTrack
 from lib.recordings import read_recording
 from lib.rendered.shape import generic_hand
-from lib.sequences import load_sequences, split_fingerprint
-from lib.streams import ExtractedStreams, HandStreams, calibrate_scales, track_both
+from lib.study.sequences import load_sequences, split_fingerprint
+from lib.study.streams import ExtractedStreams, HandStreams, calibrate_scales, track_both
 from lib.tracking import Tracker, prepare_for_inference, true_keypoints
 
 FRAMES = 6

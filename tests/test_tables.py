@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from test_predictions import tracked
 
-from lib.claims import SMALL_COST, claims_table, compare, counted, described, errors_behind_sheet, listed, verdict_names
 from lib.hands import INDEX_TIP, THUMB_TIP
-from lib.pinch_detection import (
+from lib.study.claims import SMALL_COST, Claim, claims_table, compare, errors_behind_sheet, summary, to_table, to_text
+from lib.study.pinch_detection import (
     detection_latency,
     latency_table,
     most_pinched,
@@ -19,12 +19,13 @@ from lib.pinch_detection import (
     thresholds_table,
     tuned_threshold,
 )
-from lib.predictions import Predictions
-from lib.tables import (
+from lib.study.predictions import Predictions
+from lib.study.tables import (
     CASES,
     METHODS,
     PAPER_TABLE_2,
     SMOOTHED,
+    Cell,
     ablation_table,
     by_case,
     intervals_table,
@@ -154,9 +155,8 @@ def test_every_number_has_its_interval():
     table = intervals_table(cells)
     assert table.columns.tolist() == ["table", "row", "metric", "low", "high"]
     assert len(table) == 7 * 2 + 12 * 2 + 3 * 2
-    means = np.array(
-        [cells[cell].mean for cell in table[["table", "row", "metric"]].itertuples(index=False, name=None)]
-    )
+    assert table.row[table.table == "table3_multistage"].str.count("/").eq(2).all()
+    means = np.array([pooled.mean for pooled in cells.values()])
     assert ((table.low <= means + 1e-6) & (means <= table.high + 1e-6)).all()
     ablations, first = readable_intervals(cells, "table2_ablation"), table.iloc[0]
     assert ablations.columns.tolist() == ["row", "mpjpe_mm", "mpjpa_mm_per_frame2"]
@@ -250,7 +250,7 @@ def test_frames_without_valid_neighbours_are_in_no_quarter():
 
 def test_seeds_are_read_off_the_curves(tmp_path, monkeypatch):
     """The error where the first phase ends, and at the end; of test users where there are weights."""
-    monkeypatch.setattr("lib.results.ROOT", tmp_path)
+    monkeypatch.setattr("lib.study.results.ROOT", tmp_path)
     for run, errors in {"full": (12.0, 13.0), "full_seed1": (12.5, 11.0), "no_ftl": (40.0, 41.0)}.items():
         folder = tmp_path / "results" / "tiny" / "runs" / run
         folder.mkdir(parents=True)
@@ -327,7 +327,7 @@ def test_pinches_whose_beginning_is_not_seen_have_no_latency(rng):
 
 def verdicts(predictions) -> dict:
     table = claims_table(predictions, measure(predictions))
-    assert table.columns.tolist() == ["claim", "paper", "ours", "holds"]
+    assert table.columns.tolist() == ["claim", "paper", "ours", "holds", "verdict"]
     assert table.claim.is_unique
     return {row.claim: row for row in table.itertuples()}
 
@@ -338,21 +338,22 @@ def test_claims_hold_where_the_differences_are_clear():
     crossing = [name for name in claims if "outliers" in name]
     assert (len(pinches), len(crossing)) == (4, 2)
     assert {name for name, row in claims.items() if not row.holds} == {*pinches, *crossing}
-    assert all("not shown" in claims[name].ours for name in pinches)
+    assert {claims[name].verdict for name in (*pinches, *crossing)} == {"inconclusive"}
     assert all("never behind" in claims[name].ours for name in crossing)
 
 
-def test_claims_fail_where_the_opposite_is_the_case():
+def test_claims_are_contradicted_where_the_interval_lies_on_the_other_side():
     row = verdicts(study(no_ftl=made_up(5.0, 6.0)))["the feature transform lowers the error"]
     assert not row.holds
-    assert row.ours.endswith("the opposite is the case")
+    assert row.verdict == "contradicted"
     assert row.paper == "9.3 against 49.8 mm"
 
 
-def test_claims_are_undecided_where_sequences_disagree():
+def test_claims_are_inconclusive_where_sequences_disagree():
     row = verdicts(study(no_temporal=made_up(9.1, 5.0, spread=3.0)))["the temporal module lowers the error"]
     assert not row.holds
-    assert row.ours.endswith("not shown, the interval contains 0")
+    assert row.verdict == "inconclusive"
+    assert row.ours.endswith("; the interval contains 0")
 
 
 @pytest.mark.parametrize(("cost", "holds"), [(0.5 * SMALL_COST, True), (1.5 * SMALL_COST, False)])
@@ -389,19 +390,20 @@ def test_without_the_baseline_its_rows_and_claims_are_missing():
     assert all(row.ours == with_it[name].ours for name, row in without.items())
 
 
-def test_claims_about_methods_that_track_nothing_are_undecided():
+def test_claims_about_methods_that_track_nothing_are_inconclusive():
     lost = {
         skeleton: replace(p, sequences=tuple(replace(s, valid=np.zeros_like(s.valid)) for s in p.sequences))
         for skeleton, p in made_up(10.0, 3.0).items()
     }
     row = verdicts(study(multistage=lost))["end-to-end has less error than multi-stage (known skeleton, hand_hand)"]
     assert not row.holds
-    assert row.ours.endswith("not shown, there is nothing to compare")
+    assert row.verdict == "inconclusive"
+    assert row.ours.endswith("; there is nothing to compare")
 
 
 def test_claims_as_text():
     table = claims_table(study(), measure(study()))
-    lines = described(table).splitlines()
+    lines = to_text(table).splitlines()
     assert len(lines) == 3 * len(table)
     assert sum(line.strip().startswith("holds ") for line in lines) == table.holds.sum()
     assert all(claim in line for claim, line in zip(table.claim, lines[::3], strict=True))
@@ -409,22 +411,23 @@ def test_claims_as_text():
 
 def test_claims_about_nothing_are_not_relative():
     cells = measure(study())
-    first, second = (("table4_pinch", name, "recall_percent") for name in ("full_temporal_loss", "multistage"))
+    first, second = (Cell("table4_pinch", name, "recall_percent") for name in ("full_temporal_loss", "multistage"))
     nothing = replace(cells[first], sums=np.zeros_like(cells[first].sums))
     row = compare(cells | {first: nothing, second: nothing}, "some claim", (1.0, 2.0), first, second)
-    assert row.ours.startswith("full_temporal_loss 0.00, multistage 0.00 %: +0.00 [+0.00, +0.00] %; not shown")
+    assert row.ours.startswith("full_temporal_loss 0.00, multistage 0.00 %: +0.00 [+0.00, +0.00] %;")
+    assert row.verdict == "inconclusive"
 
 
 def test_no_claims():
-    assert described(listed([])) == ""
-    assert counted(listed([])) == "0 of 0 claims hold, for 0 the opposite is the case, 0 are not shown"
+    assert to_text(to_table([])) == ""
+    assert summary(to_table([])) == "0 of 0 claims hold, 0 are contradicted, 0 are inconclusive"
 
 
 def test_three_verdicts():
-    ours = ["-2.0 [-3.0, -1.0] mm", "+2.0 [+1.0, +3.0] mm; the opposite is the case", "+0.0; not shown"]
-    table = pd.DataFrame({"claim": ["a", "b", "c"], "paper": "", "ours": ours, "holds": [True, False, False]})
-    assert verdict_names(table).tolist() == ["holds", "opposite", "not shown"]
-    assert counted(table) == "1 of 3 claims hold, for 1 the opposite is the case, 1 are not shown"
+    claims = [Claim(verdict, "", "", verdict) for verdict in ("holds", "contradicted", "inconclusive")]
+    table = to_table(claims)
+    assert table.holds.tolist() == [True, False, False]
+    assert summary(table) == "1 of 3 claims hold, 1 are contradicted, 1 are inconclusive"
 
 
 def test_latencies_of_methods(rng):

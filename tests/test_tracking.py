@@ -7,22 +7,14 @@ from conftest import random_crops, tiny_network, tiny_recording
 from torch import nn
 from torch.testing import assert_close
 
-from lib.crops import warp
+from lib.crops import choose_crop_cameras, make_crops, take_crops, warp
 from lib.errors import InputError
 from lib.files import MM
 from lib.hands import LEFT, RIGHT, WRIST, for_hand
 from lib.network import TemporalState
 from lib.overlay import HAND_COLORS, draw_hand, overlay_frames
 from lib.recordings import Recording, read_recording
-from lib.tracking import (
-    HandLabels,
-    Tracks,
-    choose_crop_cameras,
-    make_crops,
-    prepare_for_inference,
-    take_crops,
-    true_keypoints,
-)
+from lib.tracking import Tracks, prepare_for_inference, true_keypoints
 from lib.transforms import apply
 
 FRAMES = 4
@@ -39,10 +31,6 @@ def without(recording: Recording, *hand_frames: tuple[int, int]) -> Recording:
     for hand, frame in hand_frames:
         labelled[frame, hand] = False
     return replace(recording, labelled=labelled)
-
-
-def labels_of(recording: Recording, frame: int = 0) -> HandLabels:
-    return HandLabels(recording.joint_angles[frame], recording.world_from_wrist[frame], recording.labelled[frame])
 
 
 @pytest.mark.parametrize(
@@ -69,9 +57,7 @@ def test_the_network_prepared_for_inference_predicts_the_same(rng, hand, changes
 
 def test_crops_are_the_first_two_views_that_see_a_hand(recording):
     images, cameras = next(recording.images()), recording.cameras(0)
-    hands, views, crop = choose_crop_cameras(
-        cameras, recording.mounting_angles, recording.hand_model, labels_of(recording), 1
-    )
+    hands, views, crop = choose_crop_cameras(cameras, recording.mounting_angles, recording.hands(0), 1)
     assert hands.tolist() == [LEFT, RIGHT]
     assert views.tolist() == [[False, True, True, False]] * 2
     crops = take_crops(images, cameras, hands, views, crop)
@@ -85,9 +71,7 @@ def test_crops_are_the_first_two_views_that_see_a_hand(recording):
 
 def test_a_missing_second_view_repeats_the_first(recording):
     images, cameras = next(recording.images()), recording.cameras(0)
-    hands, views, crop = choose_crop_cameras(
-        cameras, recording.mounting_angles, recording.hand_model, labels_of(recording), 1
-    )
+    hands, views, crop = choose_crop_cameras(cameras, recording.mounting_angles, recording.hands(0), 1)
     views[0, 2] = False
     crops = take_crops(images, cameras, hands, views, crop)
     assert crops.two_views.tolist() == [False, True]
@@ -102,10 +86,8 @@ def test_hands_need_enough_views(recording, min_views, tracked):
     cameras = recording.cameras(0)
     wrists = recording.world_from_wrist[0].clone()
     wrists[LEFT, :3, 3] += torch.tensor([-0.25, 0.0, 0.0], dtype=torch.float64)
-    labels = replace(labels_of(recording), world_from_wrist=wrists)
-    hands, crops = make_crops(
-        next(recording.images()), cameras, recording.mounting_angles, recording.hand_model, labels, min_views
-    )
+    posed = replace(recording.hands(0), world_from_wrist=wrists)
+    hands, crops = make_crops(next(recording.images()), cameras, recording.mounting_angles, posed, min_views)
     assert hands.tolist() == tracked
     assert crops.two_views.tolist() == [hand == RIGHT for hand in tracked]
 
@@ -124,8 +106,8 @@ def test_tracks_of_the_tiny_recording(tiny_tracker, recording):
 def test_the_first_frame_is_crops_network_and_hand_in_a_row(tiny_tracker, recording):
     """Crops come from the recording's own hand; the given one is for the network and the landmarks."""
     given, network = recording.hand_model.scaled(1.2), tiny_tracker.network
-    images, labels = next(recording.images()), labels_of(recording)
-    hands, crops = make_crops(images, recording.cameras(0), recording.mounting_angles, recording.hand_model, labels, 1)
+    images = next(recording.images())
+    hands, crops = make_crops(images, recording.cameras(0), recording.mounting_angles, recording.hands(0), 1)
     features, _ = network.features(crops, TemporalState.untracked(2))
     prediction = network.known(features, crops, given.to(dtype=torch.float32))
     wrists = for_hand(prediction.world_from_wrist.double(), hands)

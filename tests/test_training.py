@@ -17,14 +17,14 @@ from conftest import TINY
 from tiny_runs import CONFIG, WEIGHTS, made_up_data, run, sequence_of
 
 from lib.checkpoints import load_network, save_network
+from lib.clip_training import Beginning, ClipData, ClipTraining
 from lib.clips import ClipSource
 from lib.errors import InputError
-from lib.experiments import REFERENCE_NETWORK, beginning, experiment, train_experiment
 from lib.files import read_json, sha256_of
 from lib.losses import LossWeights
 from lib.multistage.keypoints import KeyNet, KeyNetConfig, pretrain
-from lib.objective import Beginning, ClipData, ClipTraining
 from lib.rendered.shape import generic_hand
+from lib.study.experiments import REFERENCE_NETWORK, beginning, experiment, train_experiment
 from lib.training import Run, draw_examples, fit_to_minutes, thinned
 
 
@@ -145,7 +145,7 @@ def test_a_run_that_begins_with_another_network_is_bound_to_it(data, tmp_path):
 
 
 def test_what_a_training_begins_with_must_have_been_trained(tmp_path, monkeypatch):
-    monkeypatch.setattr("lib.experiments.results_folder", lambda profile: tmp_path / profile)
+    monkeypatch.setattr("lib.study.experiments.results_folder", lambda profile: tmp_path / profile)
     with pytest.raises(InputError, match=r"run python -m lib train keynet_image_only --profile smoke first"):
         beginning(experiment("full", "smoke"), "smoke")
     assert beginning(CONFIG, "smoke") is None
@@ -154,9 +154,11 @@ def test_what_a_training_begins_with_must_have_been_trained(tmp_path, monkeypatc
 @pytest.fixture
 def experiments(data, tmp_path, monkeypatch):
     """Results in a folder of their own; `full` is a tiny training."""
-    monkeypatch.setattr("lib.experiments.results_folder", lambda profile: tmp_path)
-    monkeypatch.setattr("lib.experiments.EXPERIMENTS", {"full": replace(CONFIG, steps=2, pose_steps=1)})
-    monkeypatch.setattr("lib.experiments.load_task", lambda config, *others: ClipTraining(config, data, generic_hand()))
+    monkeypatch.setattr("lib.study.experiments.results_folder", lambda profile: tmp_path)
+    monkeypatch.setattr("lib.study.experiments.EXPERIMENTS", {"full": replace(CONFIG, steps=2, pose_steps=1)})
+    monkeypatch.setattr(
+        "lib.study.experiments.load_task", lambda config, *others: ClipTraining(config, data, generic_hand())
+    )
 
 
 def test_another_seed_is_another_run(experiments, tmp_path):

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from conftest import TINY, tiny_recording
 
+from lib.clip_training import ClipData, ClipTraining, ClipTrainingConfig
 from lib.clips import NO_AUGMENTATION, TRUE_SKELETON, ClipSource
 from lib.crop_cache import CropSequence, crop_sequence
 from lib.machines import Precision
-from lib.objective import ClipData, ClipTraining, ClipTrainingConfig
 from lib.recordings import read_recording
 from lib.rendered.shape import generic_hand
 from lib.training import Run

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from lib.crop_cache import SHRINK, shrink
 from lib.multistage.layers import InvertedResidual, convolution, stacked
-from lib.multistage.views import SHRINK, shrink
 
 BLOCKS = (
     (96, 32, 2, 1), (96, 32, 1, 1), (192, 64, 2, 1), (384, 64, 1, 2), (384, 64, 2, 1), (384, 64, 1, 3),

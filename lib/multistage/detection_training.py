@@ -11,11 +11,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from lib.crop_cache import ViewSequence
 from lib.crops import MIN_LANDMARKS_SEEN
 from lib.errors import InputError
 from lib.losses import masked_mean
 from lib.multistage.detection import PRESENCE_THRESHOLD, Circles, DetNet, DetNetConfig, normalised, to_circles
-from lib.multistage.views import ViewSequence
 from lib.training import Losses, Task, TrainingConfig, draw_examples
 
 

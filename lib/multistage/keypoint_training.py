@@ -9,12 +9,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lib.cameras import Pinhole
+from lib.clip_training import PINCH_COPIES, ClipData
 from lib.clips import NO_AUGMENTATION, Augmentation, ClipSource
+from lib.crops import CROP_SIZE
 from lib.files import MM
 from lib.hands import for_hand
 from lib.multistage.keypoints import KeyNet, KeyNetConfig, decode, hand_scale, prior, relative_distance, targets
-from lib.network import CROP_SIZE
-from lib.objective import PINCH_COPIES, ClipData
 from lib.training import Losses, Task, TrainingConfig, draw_examples
 from lib.transforms import apply, axis_angle_rotation, homogeneous
 

@@ -15,11 +15,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lib.checkpoints import check_names_and_shapes, load_weights
+from lib.crops import CROP_SIZE
 from lib.errors import InputError
 from lib.hands import NUM_LANDMARKS, SKELETON_EDGES, HandModel
 from lib.multistage.layers import InvertedResidual, convolution, stacked
-from lib.network import CROP_SIZE, ResidualBlock
 from lib.network import Backbone as ImageEncoder
+from lib.network import ResidualBlock
 
 BINS = 18
 BIN_PX, FIRST_BIN_PX = 8.0, -20.5

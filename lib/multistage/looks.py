@@ -17,14 +17,12 @@ from torch import Tensor
 
 from lib.cameras import Pinhole, PosedCamera
 from lib.crop_cache import CACHE_SIZE, CropSequence
-from lib.crops import MAX_VIEWS, crop_cameras, crop_points, warp
-from lib.hands import NUM_LANDMARKS, HandModel
+from lib.crops import CROP_SIZE, MAX_VIEWS, choose_crop_cameras, crop_cameras, crop_points, warp
+from lib.hands import HANDS, NUM_LANDMARKS, HandModel
 from lib.multistage.detection import Circles
 from lib.multistage.fit import Expectation
-from lib.network import CROP_SIZE
 from lib.recordings import NUM_CAMERAS, Recording, read_recording
 from lib.rendered.scene import nominal_rig
-from lib.tracking import HANDS, HandLabels, choose_crop_cameras
 from lib.transforms import apply
 
 CIRCLE_ENLARGEMENT = 1.2
@@ -123,9 +121,8 @@ def labelled_look(recording: Recording, frame: int, model: HandModel) -> Look:
 
     A recording without a hand is cropped around `model`.
     """
-    labels = HandLabels.of(recording, frame)
-    cameras, angles = recording.cameras(frame), recording.mounting_angles
-    return Look(*choose_crop_cameras(cameras, angles, recording.hand_model or model, labels, min_views=1))
+    cameras, hands = recording.cameras(frame), recording.hands(frame, model)
+    return Look(*choose_crop_cameras(cameras, recording.mounting_angles, hands, min_views=1))
 
 
 def expected_look(recording: Recording, frame: int, model: HandModel, expected: Expectation) -> Look:

@@ -11,13 +11,12 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from lib.cameras import PosedCamera
-from lib.hands import NUM_LANDMARKS, for_hand
+from lib.crop_cache import hand_circles
+from lib.hands import NUM_LANDMARKS
 from lib.multistage.detection import Circles, DetNet, detect
 from lib.multistage.keypoints import KeyNet, Keypoints, hand_scale, predict, relative_distance
 from lib.multistage.looks import Pictures
-from lib.multistage.views import hand_circles
 from lib.recordings import Recording
-from lib.tracking import HANDS, HandLabels
 
 Picture = UInt8[np.ndarray, "height width"]
 Detector = Callable[[Recording, int, int, Picture], Circles]
@@ -79,18 +78,16 @@ def labelled_keypoints(questions: Sequence[Question]) -> list[Keypoints]:
 
 
 def _labelled_keypoints(question: Question) -> Keypoints:
-    labels, model = HandLabels.of(question.recording, question.frame), question.recording.hand_model
-    hand = question.hand
-    landmarks = model.landmarks(labels.joint_angles[hand], for_hand(labels.world_from_wrist[hand], hand))
-    distance = relative_distance(question.cameras.to_camera(landmarks), hand_scale(model))
-    confidence = labels.labelled[hand, None].expand(-1, NUM_LANDMARKS).double()
+    posed, hand = question.recording.hands(question.frame), question.hand
+    landmarks = posed.landmarks()[hand]
+    distance = relative_distance(question.cameras.to_camera(landmarks), hand_scale(posed.model))
+    confidence = posed.exists[hand, None].expand(-1, NUM_LANDMARKS).double()
     return Keypoints(question.cameras.project(landmarks), distance, confidence)
 
 
 def labelled_circles(recording: Recording, frame: int, camera: int, picture: Picture) -> Circles:
     """The true circles in place of a detector's."""
-    labels, hands = HandLabels.of(recording, frame), torch.arange(HANDS)
-    landmarks = recording.hand_model.landmarks(labels.joint_angles, for_hand(labels.world_from_wrist, hands))
-    circles, _ = hand_circles(recording.cameras(frame)[[camera]], landmarks)
-    presence = (circles[0, :, 2] > 0) & labels.labelled
+    hands = recording.hands(frame)
+    circles, _ = hand_circles(recording.cameras(frame)[[camera]], hands.landmarks())
+    presence = (circles[0, :, 2] > 0) & hands.exists
     return Circles(circles[0, :, :2], circles[0, :, 2], presence.double())

@@ -23,7 +23,7 @@ from lib.cameras import PosedCamera
 from lib.crops import MAX_VIEWS
 from lib.errors import InputError
 from lib.files import MM
-from lib.hands import NUM_LANDMARKS, HandModel
+from lib.hands import HANDS, NUM_LANDMARKS, HandModel
 from lib.multistage.calibration import fit_scale
 from lib.multistage.detection import PRESENCE_THRESHOLD
 from lib.multistage.energy import FitWeights
@@ -40,7 +40,7 @@ from lib.multistage.looks import (
 )
 from lib.multistage.sources import Detector, KeypointSource, Question
 from lib.recordings import Recording
-from lib.tracking import HANDS, Tracks, true_keypoints
+from lib.tracking import Tracks, true_keypoints
 from lib.transforms import apply, homogeneous, invert
 
 EXTRAPOLATION_GAIN = 0.5

@@ -24,12 +24,10 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from lib.crop_cache import crop_sequence
+from lib.crop_cache import crop_sequence, view_sequence
 from lib.errors import InputError
-from lib.files import MM, fingerprint, read_json, sha256_of, write_atomically
-from lib.locks import working_in
+from lib.files import MM, fingerprint, read_json, sha256_of, working_in, write_atomically
 from lib.machines import in_processes
-from lib.multistage.views import view_sequence
 from lib.recordings import Recording, labels_to_json
 from lib.rendered.bodies import FOREARM, FOREARM_BONES
 from lib.rendered.motion import FRAMES_PER_SECOND, Motion, Protocol, sample_motion

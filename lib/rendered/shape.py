@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
-from lib.files import GENERIC_JOINT_LIMITS
+from lib.formats.hand_files import GENERIC_JOINT_LIMITS
 from lib.hands import NUM_BONES, PALM, HandModel, skin
 
 TRAIN_USERS, TEST_USERS = range(44), range(44, 53)

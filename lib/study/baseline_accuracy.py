@@ -1,0 +1,115 @@
+"""How well the networks of the baseline do on recordings of users that they have not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from tqdm import tqdm
+
+from lib.cores import available_cores
+from lib.crop_cache import FRAME_STEP, ViewSequence, view_sequence
+from lib.machines import in_processes
+from lib.multistage.detection import DetNet, to_circles
+from lib.multistage.detection_training import ViewSource, as_output, detection_errors
+from lib.multistage.keypoint_training import HIT_PX
+from lib.multistage.keypoints import Keypoints
+from lib.multistage.looks import Footage
+from lib.multistage.networks import keypoint_source
+from lib.multistage.sources import KeypointSource, Question, observed
+from lib.multistage.tracker import MultistageTracker
+from lib.recordings import NUM_CAMERAS, Recording
+from lib.study.sequences import LabelledSequence, load_sequences
+
+_AT_ONCE = 128
+
+
+@dataclass(frozen=True)
+class KeypointErrors:
+    """Errors (px) in all crops; whether each is of an occlusion recording, and of a frame with a sheet."""
+
+    errors: Float[np.ndarray, "crops 21"]
+    occlusion: Bool[np.ndarray, "crops"]
+    sheet: Bool[np.ndarray, "crops"]
+
+
+def keypoint_table(measured: Mapping[str, KeypointErrors]) -> pd.DataFrame:
+    """What `keypoint_errors` says of networks.
+
+    Columns: network; frames ("all", then of the occlusion recordings "behind a sheet" and "no sheet"); crops;
+    median_px; hits_percent (of the keypoints, within `HIT_PX`).
+    """
+    rows = []
+    for name, seen in measured.items():
+        parts = {
+            "all": slice(None),
+            "behind a sheet": seen.occlusion & seen.sheet,
+            "no sheet": seen.occlusion & ~seen.sheet,
+        }
+        for frames, chosen in parts.items():
+            some = seen.errors[chosen]
+            median = float(np.median(some)) if some.size else float("nan")
+            hits = 100 * float((some < HIT_PX).mean()) if some.size else float("nan")
+            rows.append((name, frames, len(some), median, hits))
+    return pd.DataFrame(rows, columns=["network", "frames", "crops", "median_px", "hits_percent"])
+
+
+def measure_keypoints(data_folder: Path, weights: Mapping[str, Path]) -> dict[str, KeypointErrors]:
+    """`keypoint_errors` of the networks of some files on all test recordings, each in a process of its own.
+
+    Raises InputError if data or weights are missing.
+    """
+    jobs = {name: partial(_errors_of_weights, data_folder, path) for name, path in weights.items()}
+    return in_processes(jobs, available_cores(), "keypoints", "network")
+
+
+def _errors_of_weights(data_folder: Path, weights: Path) -> KeypointErrors:
+    return keypoint_errors(load_sequences(data_folder, "test"), keypoint_source(weights, "cpu"))
+
+
+def keypoint_errors(sequences: Sequence[LabelledSequence], source: KeypointSource) -> KeypointErrors:
+    """Errors in the crops of recordings while hands are tracked with these keypoints; skeletons are known."""
+    videos, errors, occlusion, sheet = {sequence.video: sequence for sequence in sequences}, [], [], []
+
+    def compare(question: Question, seen: Keypoints, truth: Keypoints) -> None:
+        sequence, crops = videos[question.recording.video], len(question.hand)
+        errors.append((seen.pixels - truth.pixels).norm(dim=-1))
+        occlusion.extend(crops * [sequence.protocol == "occlusion"])
+        sheet.extend(crops * [bool(sequence.sheet[question.frame])])
+
+    footage = [Footage.cached(sequence.crops, sequence.video) for sequence in sequences]
+    tracker = MultistageTracker(observed(source, compare))
+    tracker.track_all(footage, [one.recording.hand_model for one in footage])
+    return KeypointErrors(torch.cat(errors).numpy(), np.array(occlusion), np.array(sheet))
+
+
+def detection_table(recordings: Iterable[Recording], network: DetNet) -> pd.DataFrame:
+    """Errors of the detector on every sixth frame of recordings, all cameras, in one row.
+
+    Columns: views; center_px and radius_px (medians over hands that are found); recall_percent of the hands that are
+    there; false_positives_per_frame, of four views. Hands that are half in view do not count.
+    """
+    device = next(network.parameters()).device
+    source = ViewSource([_every_sixth_frame(one) for one in tqdm(recordings, "views", unit="recording")], device)
+    parts = [source.batch(rows, 0.0, torch.Generator()) for rows in torch.arange(len(source)).split(_AT_ONCE)]
+    circles, present, absent = (torch.cat([getattr(p, n) for p in parts]) for n in ("circles", "present", "absent"))
+    with torch.inference_mode():
+        output = torch.cat([network(part.pictures) for part in parts])
+    both = output, as_output(circles, present)
+    found, true = (to_circles(values, *source.images.shape[1:]) for values in both)
+    errors = {name: float(value) for name, value in detection_errors(found, true, present, absent).items()}
+    false = errors.pop("false_positives_percent") / 100 * int(absent.sum())
+    frames = len(source) / NUM_CAMERAS
+    return pd.DataFrame([{"views": len(source)} | errors | {"false_positives_per_frame": false / frames}])
+
+
+def _every_sixth_frame(recording: Recording) -> ViewSequence:
+    """The views of a recording that are looked at, its video decoded once."""
+    pictures = {frame: views for frame, views in enumerate(recording.images()) if frame % FRAME_STEP == 0}
+    return view_sequence(recording, pictures.get)

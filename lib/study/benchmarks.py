@@ -1,0 +1,248 @@
+"""Speed of tracking and training. Machines are noisy: compare stages and networks within one run only."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lib.clip_training import ClipData, ClipTraining, ClipTrainingConfig
+from lib.clips import ClipSource
+from lib.crop_cache import CACHE_SIZE, CropSequence
+from lib.crops import choose_crop_cameras, take_crops
+from lib.hands import HANDS, HandModel, for_hand
+from lib.machines import Precision, machine, native_precision, processor
+from lib.network import NetworkConfig, TemporalState, UmeTrack
+from lib.recordings import Recording
+from lib.tracking import advance, prepare_for_inference
+from lib.training import Run
+
+
+class Stopwatch:
+    """Collects the durations of named stages, in seconds."""
+
+    def __init__(self, device: torch.device | str):
+        self.durations: dict[str, list[float]] = defaultdict(list)
+        self.device = torch.device(device)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the block, and wait for the device to finish it."""
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.durations[name].append(time.perf_counter() - start)
+
+
+def benchmark_tracking(
+    recording: Recording, network: UmeTrack, device: torch.device | str, repeats: int
+) -> pd.DataFrame:
+    """Time every stage of tracking both hands through a recording, known skeleton, one frame after the other.
+
+    The first pass warms up and is not counted. Columns as in `speed.csv`: stage, device, threads, median_ms, p95_ms,
+    processor.
+    """
+    network = prepare_for_inference(network).to(device)
+    _time_recording(recording, network, Stopwatch(device))
+    watch = Stopwatch(device)
+    for _ in range(repeats):
+        _time_recording(recording, network, watch)
+    return summary(watch)
+
+
+@torch.inference_mode()
+def _time_recording(recording: Recording, network: UmeTrack, watch: Stopwatch) -> None:
+    model = recording.hand_model
+    skeleton = model.to(watch.device, torch.float32)
+    state = TemporalState.untracked(HANDS, watch.device)
+    frames = recording.images()
+    for frame in range(len(recording)):
+        with watch.stage("whole frame"):
+            with watch.stage("decode video"):
+                images = next(frames)
+            cameras, posed = recording.cameras(frame), recording.hands(frame)
+            with watch.stage("crop cameras"):
+                hands, views, crop = choose_crop_cameras(cameras, recording.mounting_angles, posed, min_views=1)
+            if not len(hands):
+                state = TemporalState.untracked(HANDS, watch.device)
+                continue
+            with watch.stage("warp crops"):
+                crops = take_crops(images, cameras, hands, views, crop)
+            with watch.stage("network"):
+                crops = crops.to(watch.device)
+                features, state = advance(network, network.extract(crops), crops, hands, state)
+                prediction = network.known(features, crops, skeleton)
+            with watch.stage("decode pose"):
+                model.landmarks(
+                    prediction.joint_angles.double().cpu(), for_hand(prediction.world_from_wrist.double().cpu(), hands)
+                )
+
+
+def summary(watch: Stopwatch) -> pd.DataFrame:
+    """Median and 95th percentile of each stage, and what they were measured on."""
+    rows = [
+        {
+            "stage": stage,
+            "device": watch.device.type,
+            "threads": torch.get_num_threads(),
+            "median_ms": 1e3 * np.median(seconds),
+            "p95_ms": 1e3 * np.percentile(seconds, 95),
+            "processor": processor(watch.device),
+        }
+        for stage, seconds in watch.durations.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def benchmark_training(
+    networks: Mapping[str, NetworkConfig], device: torch.device | str, steps: int, precision: Precision | None = None
+) -> pd.DataFrame:
+    """Crops per second of whole training steps: in plain float32, and in the `precision` asked for, eager and compiled.
+
+    The default is what the device multiplies natively. The clips are noise. Steps of the variants take turns, so that
+    all run on the same machine. Columns: network, precision, compiled, instructions (the set that the kernels are
+    chosen by), threads, crops_per_second, speedup (over plain float32), waiting_percent (share of the time spent on
+    making batches).
+    """
+    source = ClipSource([_noise_sequence(60)], device)
+    data = ClipData(source, source, "noise")
+    asked = precision or native_precision(torch.device(device).type)
+    variants = dict.fromkeys((("float32", False), (asked, False), (asked, True)))  # in this order, each once
+    about = machine(torch.device(device))
+    hand = _noise_sequence(1).hand_model
+    rows = []
+    with TemporaryDirectory() as scratch:
+        for name, network in networks.items():
+            task = ClipTraining(ClipTrainingConfig(network, optimizer="muon"), data, hand)
+            runs = {
+                variant: Run(Path(scratch, name, "_".join(map(str, variant))), task, device, *variant)
+                for variant in variants
+            }
+            for _ in range(steps + WARM_UP_STEPS):
+                for run in runs.values():
+                    run.one_step()
+            for (used, compiled), run in runs.items():
+                row = {"network": name, "precision": used, "compiled": compiled}
+                row |= {"instructions": about["instructions"], "threads": about["threads"]}
+                rows.append(row | _throughput(run))
+    table = pd.DataFrame(rows)
+    plain = table[(table.precision == "float32") & ~table.compiled].set_index("network").crops_per_second
+    table["speedup"] = table.crops_per_second / table.network.map(plain)
+    return table
+
+
+WARM_UP_STEPS = 5
+
+
+def _throughput(run: Run) -> dict[str, float]:
+    log = pd.DataFrame(run.log)
+    seconds = log.seconds.diff()[WARM_UP_STEPS:]
+    crops = log.crops.diff()[WARM_UP_STEPS:]
+    return {
+        "crops_per_second": float(np.median(crops / seconds)),
+        "waiting_percent": 100 * float(log.waiting[WARM_UP_STEPS:].sum() / seconds.sum()),
+    }
+
+
+def _noise_sequence(frames: int) -> CropSequence:
+    """Both hands, seen by two cameras in every frame; pictures of noise."""
+    generator = np.random.default_rng(0)
+    poses = np.tile(np.eye(4, dtype=np.float32), (frames, 2, 1, 1))
+    poses[..., 2, 3] = 0.4
+    cameras = np.tile(np.eye(4, dtype=np.float32), (frames, 2, 2, 1, 1))
+    cameras[:, :, 1, 0, 3] = 0.1
+    axes = torch.nn.functional.normalize(torch.from_numpy(generator.normal(size=(22, 3))), dim=-1)
+    points = torch.from_numpy(generator.normal(size=(22, 3))) * 0.05
+    weights = torch.nn.functional.one_hot(torch.arange(21) % 17, 17).double()
+    return CropSequence(
+        images=generator.integers(0, 256, (frames, 2, 2, CACHE_SIZE, CACHE_SIZE), dtype=np.uint8),
+        views=np.full((frames, 2), 2),
+        focal_px=np.full((frames, 2, 2), 200, np.float32),
+        world_from_crop=cameras,
+        joint_angles=np.zeros((frames, 2, 22), np.float32),
+        world_from_wrist=poses,
+        pinch=np.zeros((frames, 2), bool),
+        hand_model=HandModel(axes, points, torch.zeros(22, 2), points[:21], weights),
+    )
+
+
+def benchmark_multistage(
+    recording: Recording,
+    keypoints: KeypointSource,
+    detector: Detector | None,
+    device: torch.device | str,
+    repeats: int,
+) -> pd.DataFrame:
+    """Time every stage of tracking both hands through a recording, known skeleton, one frame after the other.
+
+    The detector runs where a hand is lost, as a part of "crops". The first pass warms up and is not counted. Columns as
+    in `speed.csv`: stage, device, threads, median_ms, p95_ms, processor.
+    """
+    MultistageTracker(keypoints, detector).track_known(recording, recording.hand_model)
+    watch = Stopwatch(device)
+    tracker = MultistageTracker(keypoints, detector, stage=watch.stage)
+    for _ in range(repeats):
+        tracker.track_known(recording, recording.hand_model)
+    return summary(watch)
+
+
+def benchmark_methods(
+    recording: Recording,
+    network: UmeTrack,
+    keypoints: KeypointSource,
+    detector: Detector,
+    device: torch.device | str,
+    repeats: int = 3,
+) -> pd.DataFrame:
+    """`speed.csv`: every stage of the end-to-end and of the multi-stage tracker, of both hands through a recording.
+
+    The multi-stage tracker takes its own crops.
+    """
+    tables = {
+        "end-to-end": benchmark_tracking(recording, network, device, repeats),
+        "multi-stage": benchmark_multistage(recording, keypoints, detector, device, repeats),
+    }
+    return pd.concat([table.assign(stage=f"{name}: " + table.stage) for name, table in tables.items()])
+
+
+RENDERED_FRAMES = 60
+
+
+def benchmark_rendering(workers: int, repeats: int) -> pd.DataFrame:
+    """Render `repeats` sequences of every protocol in each worker, all workers at once, after a first one to warm up.
+
+    Columns: stage, workers, median_ms (per four-view frame or per sequence of one worker), frames_per_second (of all).
+    """
+    jobs = workers * len(PROTOCOLS) * repeats
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker) as pool:
+        list(pool.map(_time_sequence, range(workers)))
+        measured = pd.DataFrame(list(pool.map(_time_sequence, range(jobs))), columns=["sampling", "rendering"])
+    rows = [
+        {"stage": "sample sequence", "median_ms": 1e3 * measured.sampling.median()},
+        {
+            "stage": "render four views",
+            "median_ms": 1e3 * measured.rendering.median() / RENDERED_FRAMES,
+            "frames_per_second": workers * jobs * RENDERED_FRAMES / measured.rendering.sum(),
+        },
+    ]
+    table = pd.DataFrame(rows)
+    table.insert(1, "workers", workers)
+    return table
+
+
+def _time_sequence(job: int) -> tuple[float, float]:
+    """Seconds to sample a sequence and to render its frames."""
+    start = time.perf_counter()
+    sequence = sample_sequence(SequenceKey("train", job % 44, PROTOCOLS[job % len(PROTOCOLS)], job, RENDERED_FRAMES))
+    sampled = time.perf_counter()
+    for frame in range(RENDERED_FRAMES):
+        render_frame(sequence.scene, frame)
+    return sampled - start, time.perf_counter() - sampled

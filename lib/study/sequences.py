@@ -1,0 +1,145 @@
+"""The sequences that methods are judged on: test recordings, and the validation users of the training split.
+
+The crops of the test split are the same for every method that takes its crops from the labelled pose, so they are cut
+out of the videos once and kept in the form of the training cache, whose middle is what the tracker sees.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from tqdm import tqdm
+
+from lib.crop_cache import CropSequence, Region, crop_sequence
+from lib.errors import InputError
+from lib.files import MM, fingerprint, read_json
+from lib.hands import HANDS, for_hand
+from lib.recordings import Recording, read_recording
+from lib.study.experiments import listed_files, split_users
+
+Split = Literal["test", "validation"]
+CROPS_VERSION = 1
+"""Raised whenever the same recording no longer gives the same crops."""
+
+
+@dataclass(frozen=True)
+class SequenceName:
+    """`name` is PROTOCOL/user_NN/recording_NN; `motion` is the protocol, or `pinch`, which is part of separate-hand."""
+
+    name: str
+    motion: str
+
+    @property
+    def protocol(self) -> str:
+        """separate_hand, hand_hand or occlusion."""
+        return self.name.split("/")[0]
+
+    @property
+    def user(self) -> str:
+        """user_NN"""
+        return self.name.split("/")[1]
+
+
+@dataclass(frozen=True)
+class LabelledSequence(SequenceName):
+    """Crops and labels of a sequence, and its video, which the training split has not.
+
+    `near_miss` marks hands that nearly pinch, `sheet` the frames in which one passes before a hand; both are all False
+    in the training split.
+    """
+
+    crops: CropSequence
+    near_miss: Bool[np.ndarray, "frames 2"]
+    sheet: Bool[np.ndarray, "frames"]
+    video: Path | None = None
+
+    def true_keypoints(self) -> Float[np.ndarray, "2 frames 21 3"]:
+        """The labelled landmarks, mm in the world; they mean nothing where no camera sees the hand."""
+        crops = self.crops
+        angles, wrists = (
+            torch.from_numpy(values).double().transpose(0, 1) for values in (crops.joint_angles, crops.world_from_wrist)
+        )
+        wrists = for_hand(wrists, torch.arange(HANDS)[:, None].expand(wrists.shape[:2]))
+        return crops.hand_model.to(dtype=torch.float64).landmarks(angles, wrists).numpy() * MM
+
+
+def split_fingerprint(folder: Path, split: Split) -> str:
+    """Identifies the data of a split. Raises InputError if the split is not there or not complete."""
+    if split == "validation":
+        return fingerprint(listed_files(folder, "crops"))
+    return _index(folder, split)["fingerprint"]
+
+
+def load_sequences(folder: Path, split: Split, workers: int = 2) -> list[LabelledSequence]:
+    """All sequences of a split, by protocol, user and recording, loaded by `workers` threads.
+
+    Crops of test recordings are taken the first time, and kept below `folder`/test_crops under the fingerprint of the
+    recordings. Raises InputError if anything is missing or broken.
+    """
+    index = _index(folder, split)
+    if split == "validation":
+        load, (_, stems) = _load_validation, split_users(folder, listed_files(folder, "crops"))
+    else:
+        load, stems = _load_test, sorted({(folder / path).with_suffix("") for path in index["sha256"]})
+    motions = {(s["user"], s["index"]): s["protocol"] for s in index["sequences"]}
+    kept = folder / "test_crops" / f"{index['fingerprint']}-{CROPS_VERSION}"
+
+    def load_one(stem: Path) -> LabelledSequence:
+        protocol, _, user, recording = stem.parts[-4:]
+        motion = motions[int(user.removeprefix("user_")), int(recording.removeprefix("recording_"))]
+        return load(SequenceName(f"{protocol}/{user}/{recording}", motion), stem, kept)
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(tqdm(pool.map(load_one, stems), f"crops of the {split} split", len(stems), unit="sequence"))
+
+
+def _index(folder: Path, split: Split) -> dict:
+    kind = {"test": "testing", "validation": "training"}[split]
+    path = folder / f"{kind}.json"
+    if not path.is_file():
+        raise InputError(f"no complete {kind} data at {folder}: run python -m lib render --output {folder}")
+    return read_json(path)
+
+
+def _load_validation(about: SequenceName, path: Path, kept: Path) -> LabelledSequence:
+    crops = CropSequence.load(path)
+    none = np.zeros((len(crops), HANDS), bool)
+    return LabelledSequence(about.name, about.motion, crops, near_miss=none, sheet=none[:, 0])
+
+
+def _load_test(about: SequenceName, path: Path, kept: Path) -> LabelledSequence:
+    video = path.with_suffix(".mp4")
+    if (kept / about.name).with_suffix(".npz").is_file():
+        crops = CropSequence.load(kept / about.name)
+    else:
+        crops = take_crops(read_recording(video))
+        with suppress(OSError):  # a dataset that may only be read: they are cut again next time
+            crops.save(kept / about.name)
+    labels = read_json(video.with_suffix(".json"))
+    sheet = np.array(labels["sheet"] or np.zeros(len(crops)), bool)
+    return LabelledSequence(about.name, about.motion, crops, np.array(labels["near_miss"], bool), sheet, video)
+
+
+def take_crops(recording: Recording) -> CropSequence:
+    """The crops of a recording, its video decoded once. Raises InputError if the video is broken."""
+    images = enumerate(recording.images())
+    now = next(images)
+
+    def picture(frame: int, camera: int, region: Region) -> UInt8[np.ndarray, "height width"]:
+        nonlocal now
+        while now[0] < frame:
+            now = next(images)
+        x0, y0, x1, y1 = region
+        return now[1][camera, y0:y1, x0:x1]
+
+    crops = crop_sequence(recording, picture)
+    for _ in images:  # frames without hands at the end; raises if there are too few
+        pass
+    return crops
