@@ -190,13 +190,18 @@ def report(options: argparse.Namespace) -> None:
 
 def describe(tracks: Tracks) -> str:
     """The metrics of a tracked recording, a line each; those that need labels where hands are labelled."""
-    tracked, true, valid, judged = tracks.tracked_keypoints, tracks.gt_keypoints, tracks.valid_tracking, tracks.judged
+    tracked, true, valid, evaluated = (
+        tracks.tracked_keypoints,
+        tracks.gt_keypoints,
+        tracks.valid_tracking,
+        tracks.evaluated,
+    )
     lines = [f"tracked hand-frames     {valid.sum()} of {valid.size}"]
-    if judged.any():
+    if evaluated.any():
         lines += [
-            f"MPJPE                   {mpjpe(tracked, true, judged):.2f} mm",
-            f"MPJPA (labels: {mpjpa(true, judged):5.2f})   {mpjpa(tracked, judged):.2f} mm/frame²",
-            f"PCK-AUC (0..50 mm)      {auc(pck(tracked, true, judged)):.1f} %",
+            f"MPJPE                   {mpjpe(tracked, true, evaluated):.2f} mm",
+            f"MPJPA (labels: {mpjpa(true, evaluated):5.2f})   {mpjpa(tracked, evaluated):.2f} mm/frame²",
+            f"PCK-AUC (0..50 mm)      {auc(pck(tracked, true, evaluated)):.1f} %",
         ]
     else:
         lines.append("no tracked hand has ground truth (labels and hand_model): there is nothing to compare with")

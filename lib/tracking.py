@@ -43,7 +43,7 @@ class Tracks:
     scale: float | None = None
 
     @property
-    def judged(self) -> Bool[np.ndarray, "2 frames"]:
+    def evaluated(self) -> Bool[np.ndarray, "2 frames"]:
         """Where a hand was tracked and is labelled."""
         return self.valid_tracking & np.isfinite(self.gt_keypoints).all(axis=(-2, -1))
 

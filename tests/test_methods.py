@@ -152,8 +152,8 @@ def test_the_baseline_tracks_and_calibrates(dataset, results, monkeypatch):
 
 
 def test_a_baseline_that_finds_nothing_keeps_the_generic_hand(dataset, results, monkeypatch):
-    def nothing(questions):
-        crops = [len(question.hand) for question in questions]
+    def nothing(requests):
+        crops = [len(request.hand) for request in requests]
         return [Keypoints(torch.full((n, 21, 2), 48.0), torch.zeros(n, 21), torch.zeros(n, 21)) for n in crops]
 
     add_weights(results, "keynet")
@@ -181,10 +181,10 @@ def test_the_weights_of_the_fit_are_searched_on_validation_sequences(dataset, re
 def test_the_confidence_of_hands_is_measured_on_validation_sequences(dataset, results, monkeypatch):
     """A source that is equally sure of all keypoints of a frame, and less so from frame to frame."""
 
-    def fading(questions):
-        answers = labelled_keypoints(questions)
-        pairs = zip(answers, questions, strict=True)
-        return [replace(true, confidence=0.99**question.frame * true.confidence) for true, question in pairs]
+    def fading(requests):
+        answers = labelled_keypoints(requests)
+        pairs = zip(answers, requests, strict=True)
+        return [replace(true, confidence=0.99**request.frame * true.confidence) for true, request in pairs]
 
     add_weights(results, "keynet")
     monkeypatch.setattr("lib.study.methods.keypoint_source", lambda weights, device: fading)

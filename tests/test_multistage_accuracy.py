@@ -32,9 +32,9 @@ def sequence_of(recording: Recording, protocol: str, sheet: slice) -> LabelledSe
     return LabelledSequence(name, protocol, cached(recording), none, passes, recording.video)
 
 
-def worse_behind_the_sheet(question, true):
+def worse_behind_the_sheet(request, true):
     """Off by (3, 4) pixels in frames 4 to 6, by 1 pixel elsewhere."""
-    off = torch.tensor([3.0, 4.0] if 4 <= question.frame < 7 else [0.0, 1.0])
+    off = torch.tensor([3.0, 4.0] if 4 <= request.frame < 7 else [0.0, 1.0])
     return replace(true, pixels=true.pixels + off)
 
 

@@ -122,7 +122,7 @@ def energy_at(rng, hand, outlier_px: float):
     pose, _, observation = sample(rng, hand, 1)
     start, previous = as_arrays(perturbed(rng, pose)), as_arrays(perturbed(rng, pose))
     weights = FitWeights(outlier_px=outlier_px)
-    return Skeleton.of(hand), one_hand(observation.sight(), 0), weights, start, previous
+    return Skeleton.of(hand), one_hand(observation.fit_input(), 0), weights, start, previous
 
 
 def stepped(skeleton: Skeleton, pose, scale: float, parameter: int, size: float):
@@ -131,12 +131,12 @@ def stepped(skeleton: Skeleton, pose, scale: float, parameter: int, size: float)
 
 
 def test_the_jacobian_is_that_of_finite_differences(rng, hand):
-    skeleton, sight, weights, pose, _ = energy_at(rng, hand, outlier_px=1e6)
+    skeleton, fit_input, weights, pose, _ = energy_at(rng, hand, outlier_px=1e6)
     skeleton = skeleton._replace(lowest=np.full(20, -9.0), highest=np.full(20, 9.0))
 
     def residuals_at(pose, scale):
         residuals, jacobian = np.empty(NUM_RESIDUALS), np.empty((NUM_RESIDUALS, NUM_PARAMETERS))
-        linearise(skeleton, sight, weights, pose, scale, residuals, jacobian)
+        linearise(skeleton, fit_input, weights, pose, scale, residuals, jacobian)
         return residuals, jacobian
 
     _, jacobian = residuals_at(pose, 1.1)
@@ -148,12 +148,12 @@ def test_the_jacobian_is_that_of_finite_differences(rng, hand):
 
 def test_the_gradient_is_that_of_the_energy(rng, hand):
     """With outliers and the temporal term; `gradient` is that of half the energy."""
-    skeleton, sight, weights, pose, previous = energy_at(rng, hand, outlier_px=5.0)
+    skeleton, fit_input, weights, pose, previous = energy_at(rng, hand, outlier_px=5.0)
     skeleton = skeleton._replace(lowest=np.full(20, -9.0), highest=np.full(20, 9.0))
 
     def energy_of(pose, scale):
         gradient, hessian = np.empty(NUM_PARAMETERS), np.empty((NUM_PARAMETERS, NUM_PARAMETERS))
-        return evaluate(skeleton, sight, weights, pose, previous, 300.0, scale, gradient, hessian), gradient
+        return evaluate(skeleton, fit_input, weights, pose, previous, 300.0, scale, gradient, hessian), gradient
 
     energy, gradient = energy_of(pose, 1.1)
     for parameter in range(NUM_PARAMETERS):

@@ -14,11 +14,18 @@ from lib.metrics import landmark_errors
 from lib.multistage.detection import Circles, DetNet, DetNetConfig
 from lib.multistage.energy import FitWeights
 from lib.multistage.fit import FitResult, HandPose
+from lib.multistage.hand_crops import (
+    CachedRecording,
+    cached_crops,
+    detected_crops,
+    expected_crops,
+    ground_truth_crops,
+    take_pictures,
+)
 from lib.multistage.keypoints import KeyNet, KeyNetConfig, Keypoints, predict
-from lib.multistage.looks import Footage, cached_look, detected_look, expected_look, labelled_look, take_pictures
 from lib.multistage.sources import (
+    KeypointRequest,
     KeypointSource,
-    Question,
     labelled_circles,
     labelled_keypoints,
     network_circles,
@@ -44,9 +51,9 @@ def recording(tmp_path_factory) -> Recording:
     return read_recording(tiny.write(tmp_path_factory.mktemp("recording")))
 
 
-def changed(change: Callable[[Question, Keypoints], Keypoints]) -> KeypointSource:
+def changed(change: Callable[[KeypointRequest, Keypoints], Keypoints]) -> KeypointSource:
     """True keypoints, changed."""
-    return lambda questions: list(map(change, questions, labelled_keypoints(questions)))
+    return lambda requests: list(map(change, requests, labelled_keypoints(requests)))
 
 
 def noisy(deviation_px: float) -> KeypointSource:
@@ -63,7 +70,7 @@ def noisy(deviation_px: float) -> KeypointSource:
 
 def blind_from(frame: int) -> KeypointSource:
     """A source that finds nothing from a frame on."""
-    return changed(lambda question, true: replace(true, confidence=true.confidence * (question.frame < frame)))
+    return changed(lambda request, true: replace(true, confidence=true.confidence * (request.frame < frame)))
 
 
 def errors_mm(tracks) -> np.ndarray:
@@ -96,13 +103,13 @@ def test_unlabelled_hands_are_tracked_with_own_crops(recording):
     """As labelled ones are, without a truth beside them; where the headset was lost none is."""
     labelled = MultistageTracker(labelled_keypoints, labelled_circles).track_known(recording, recording.hand_model)
     tracker = MultistageTracker(
-        lambda questions: labelled_keypoints([replace(question, recording=recording) for question in questions]),
+        lambda requests: labelled_keypoints([replace(request, recording=recording) for request in requests]),
         lambda _, *seen: labelled_circles(recording, *seen),
     )
     posed, nobody = torch.arange(FRAMES) != 3, torch.zeros_like(recording.labelled)
     tracks = tracker.track_known(replace(recording, labelled=nobody, posed=posed), recording.hand_model)
     assert not tracks.valid_tracking[:, 3].any()
-    assert not tracks.judged.any()
+    assert not tracks.evaluated.any()
     assert tracks.valid_tracking[:, :3].tolist() == labelled.valid_tracking[:, :3].tolist()
     np.testing.assert_array_equal(tracks.tracked_keypoints[:, :3], labelled.tracked_keypoints[:, :3])
     assert np.isnan(tracks.gt_keypoints[tracks.valid_tracking]).all()
@@ -142,8 +149,8 @@ def test_keypoints_are_fed_back_while_a_hand_is_tracked(recording):
     """The prior is zero at first and then says where the keypoints will be."""
     priors, answers = [], []
 
-    def look(question: Question, true: Keypoints) -> Keypoints:
-        priors.append(question.prior)
+    def look(request: KeypointRequest, true: Keypoints) -> Keypoints:
+        priors.append(request.prior)
         answers.append(true)
         return true
 
@@ -157,10 +164,10 @@ def test_keypoints_are_fed_back_while_a_hand_is_tracked(recording):
 def test_the_network_sees_left_hands_only(recording):
     """A right hand arrives mirrored, by cameras whose x axis is turned round."""
 
-    def look(question: Question, true: Keypoints) -> Keypoints:
-        determinants = torch.linalg.det(question.cameras.world_from_camera[:, :3, :3])
-        assert ((determinants < 0) == (question.hand == RIGHT)).all()
-        assert question.images.shape[1:] == (1, 96, 96)
+    def look(request: KeypointRequest, true: Keypoints) -> Keypoints:
+        determinants = torch.linalg.det(request.cameras.world_from_camera[:, :3, :3])
+        assert ((determinants < 0) == (request.hand == RIGHT)).all()
+        assert request.images.shape[1:] == (1, 96, 96)
         return true
 
     MultistageTracker(changed(look)).track_known(recording, recording.hand_model)
@@ -228,8 +235,8 @@ def test_a_lost_frame_costs_no_more_than_itself(recording, kind, frames):
     lost = torch.zeros(FRAMES, dtype=torch.bool)
     lost[3 : 3 + frames] = True
 
-    def source(question: Question, true: Keypoints) -> Keypoints:
-        return replace(true, confidence=true.confidence * bool(kind != "black picture" or not lost[question.frame]))
+    def source(request: KeypointRequest, true: Keypoints) -> Keypoints:
+        return replace(true, confidence=true.confidence * bool(kind != "black picture" or not lost[request.frame]))
 
     def once(recording, frame, camera, picture) -> Circles:
         circles = labelled_circles(recording, frame, camera, picture)
@@ -256,10 +263,10 @@ def test_a_hand_missed_more_than_once_is_detected_anew(recording, monkeypatch, p
         asked.append(frame)
         return labelled_circles(recording, frame, camera, picture)
 
-    def source(question: Question, true: Keypoints) -> Keypoints:
-        if question.frame == 5:
-            priors.append(question.prior)
-        return replace(true, confidence=true.confidence * (question.frame not in (3, 4)))
+    def source(request: KeypointRequest, true: Keypoints) -> Keypoints:
+        if request.frame == 5:
+            priors.append(request.prior)
+        return replace(true, confidence=true.confidence * (request.frame not in (3, 4)))
 
     tracks = MultistageTracker(changed(source), circles).track_known(recording, recording.hand_model)
     assert [frame for frame in asked if frame > 2] == [5]
@@ -272,14 +279,14 @@ def test_crops_of_expected_hands_come_from_the_views_that_see_most(recording):
     pose = HandPose(recording.joint_angles[0], for_hand(recording.world_from_wrist[0], hands))
     expected = Memory.empty().after(hands, fitted(pose, [True, True])).expectation()
     look, labelled = (
-        expected_look(recording, 0, recording.hand_model, expected),
-        labelled_look(recording, 0, recording.hand_model),
+        expected_crops(recording, 0, recording.hand_model, expected),
+        ground_truth_crops(recording, 0, recording.hand_model),
     )
     assert look.views.tolist() == labelled.views.tolist() == [[False, True, True, False]] * 2
     torch.testing.assert_close(look.cropped.world_from_camera, labelled.cropped.world_from_camera)
     turned = homogeneous(pose.world_from_wrist[:, :3, :3], -pose.world_from_wrist[:, :3, 3])
     away = replace(expected, pose=HandPose(pose.joint_angles, turned))
-    assert len(expected_look(recording, 0, recording.hand_model, away).hands) == 0
+    assert len(expected_crops(recording, 0, recording.hand_model, away).hands) == 0
 
 
 @pytest.mark.parametrize("confidence", [0.99, 1.01])
@@ -287,8 +294,8 @@ def test_doubtful_hands_are_lost_in_own_crops(recording, confidence):
     """In one frame the keypoints are right, yet their confidence is just below or above the least one; then it is 1."""
     doubtful = 3
 
-    def source(question: Question, true: Keypoints) -> Keypoints:
-        less = torch.where(torch.tensor(question.frame == doubtful), confidence * MIN_CONFIDENCE, 1.0)
+    def source(request: KeypointRequest, true: Keypoints) -> Keypoints:
+        less = torch.where(torch.tensor(request.frame == doubtful), confidence * MIN_CONFIDENCE, 1.0)
         return replace(true, confidence=true.confidence * less)
 
     own = MultistageTracker(changed(source), labelled_circles).track_known(recording, recording.hand_model)
@@ -303,7 +310,7 @@ def test_a_detected_circle_fills_the_crop(recording):
     """The circle around the hand, a fifth larger, touches the crop's borders; its centre is the crop's centre."""
     circles = labelled_circles(recording, 0, 1, np.zeros((48, 64), np.uint8))
     assert circles.presence.tolist() == [1.0, 1.0]
-    look = detected_look(recording, 0, 1, circles, torch.arange(2))
+    look = detected_crops(recording, 0, 1, circles, torch.arange(2))
     assert look.views.tolist() == [[False, True, False, False]] * 2
     chosen, camera = look.chosen(), recording.cameras(0)[1]
     center = camera.project(chosen.world_from_camera[:, None, :3, 3] + chosen.world_from_camera[:, None, :3, 2])[:, 0]
@@ -328,8 +335,10 @@ def test_the_error_budget_swaps_stages(recording):
     cases = {
         "true": (labelled_keypoints, None), "noisy": (noisy(1.0), None), "own": (labelled_keypoints, labelled_circles)
     }  # fmt: skip
-    footage = [Footage(recording)] * 2
-    budget = budget_table(footage, {n: track_case(footage, case) for n, case in cases.items()}).set_index("stages")
+    recordings = [CachedRecording(recording)] * 2
+    budget = budget_table(recordings, {n: track_case(recordings, case) for n, case in cases.items()}).set_index(
+        "stages"
+    )
     assert budget.mpjpe_mm["true"] < budget.mpjpe_mm["noisy"]
     assert budget.found_percent["true"] == 100 > budget.found_percent["own"]
 
@@ -352,10 +361,10 @@ def cached(recording: Recording) -> CropSequence:
 
 
 def test_cached_crops_are_those_of_the_recording(recording):
-    footage = Footage.cached(cached(recording), recording.video)
-    for frame, (images, crops) in enumerate(zip(recording.images(), footage.pictures(), strict=True)):
-        kept, pictures = cached_look(footage, frame, crops)
-        look = labelled_look(recording, frame, recording.hand_model)
+    source = CachedRecording.of(cached(recording), recording.video)
+    for frame, (images, crops) in enumerate(zip(recording.images(), source.pictures(), strict=True)):
+        kept, pictures = cached_crops(source, frame, crops)
+        look = ground_truth_crops(recording, frame, recording.hand_model)
         assert kept.hands.tolist() == look.hands.tolist()
         assert kept.views.tolist() == look.views.tolist()
         torch.testing.assert_close(kept.chosen().world_from_camera, look.chosen().world_from_camera, atol=1e-6, rtol=0)
@@ -366,10 +375,10 @@ def test_cached_crops_are_those_of_the_recording(recording):
 @pytest.mark.parametrize("with_video", [True, False])
 def test_recordings_side_by_side_and_from_a_cache(recording, with_video):
     """One of them is lost on the way; the other is a training sequence, whose lens nobody knows."""
-    kept = Footage.cached(cached(recording), recording.video if with_video else None)
+    kept = CachedRecording.of(cached(recording), recording.video if with_video else None)
     tracker = MultistageTracker(labelled_keypoints)
     short = replace(recording, labelled=recording.labelled & (torch.arange(FRAMES) < 2)[:, None])
-    both = tracker.track_all([Footage(short), kept], [recording.hand_model] * 2)
+    both = tracker.track_all([CachedRecording(short), kept], [recording.hand_model] * 2)
     assert both[0].valid_tracking.tolist() == [[True] * 2 + [False] * (FRAMES - 2)] * 2
     alone = tracker.track_known(recording, recording.hand_model)
     assert both[1].valid_tracking.all()
@@ -382,13 +391,13 @@ def test_untrained_networks_track_without_failing(recording):
     torch.manual_seed(0)
     network = KeyNet(KeyNetConfig())
     source = network_keypoints(network)
-    questions = []
+    requests = []
     weights = FitWeights(distance=0.01, temporal=10.0, outlier_px=1.0)  # what is asked must not hang on what was tuned
-    tracker = MultistageTracker(lambda asked: questions.extend(asked) or source(asked), weights=weights)
+    tracker = MultistageTracker(lambda asked: requests.extend(asked) or source(asked), weights=weights)
     tracker.track_known(recording, recording.hand_model)
-    together = source(questions)
-    for question, answer in zip(questions, together, strict=True):
-        alone = predict(network, question.images, question.prior)
+    together = source(requests)
+    for request, answer in zip(requests, together, strict=True):
+        alone = predict(network, request.images, request.prior)
         torch.testing.assert_close(answer.pixels, alone.pixels, atol=1e-3, rtol=0)
     detector = network_circles(DetNet(DetNetConfig()))
     tracks = MultistageTracker(source, detector).track_known(recording, recording.hand_model)
@@ -399,12 +408,12 @@ def test_the_search_of_weights_keeps_the_best(recording):
     """Where single keypoints are far off, the weights found distrust them."""
     rng = np.random.default_rng(1)
 
-    def look(_: Question, true: Keypoints) -> Keypoints:
+    def look(_: KeypointRequest, true: Keypoints) -> Keypoints:
         wrong = torch.from_numpy(rng.random(true.confidence.shape) < 0.1)
         return replace(true, pixels=true.pixels + 30.0 * wrong[..., None])
 
     start = FitWeights(outlier_px=1e6)
-    best, table = search_weights([Footage(recording)], changed(look), start)
+    best, table = search_weights([CachedRecording(recording)], changed(look), start)
     table = table.set_index(list(FitWeights._fields))
     assert table.index[0] == start
     assert table.index.is_unique

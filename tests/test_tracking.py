@@ -183,7 +183,7 @@ def test_a_recording_without_a_hand_is_cropped_around_the_generic_one(tiny_track
     expected = tiny_tracker.track_known(replace(recording, hand_model=calibrated), calibrated)
     np.testing.assert_array_equal(tracks.tracked_keypoints, expected.tracked_keypoints)
     assert np.isnan(tracks.gt_keypoints[tracks.valid_tracking]).all()
-    assert not tracks.judged.any()
+    assert not tracks.evaluated.any()
 
 
 @pytest.mark.parametrize("scale", [None, 1.25])

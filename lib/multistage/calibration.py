@@ -21,7 +21,7 @@ from lib.multistage.descent import (
     moved,
     solve_factorised,
 )
-from lib.multistage.energy import FitWeights, Sight, evaluate
+from lib.multistage.energy import FitInput, FitWeights, evaluate
 from lib.multistage.fit import FIT_WEIGHTS, HandPose, Observation, one_hand
 from lib.multistage.kinematics import NUM_PARAMETERS, NUM_POSE, Skeleton
 
@@ -43,8 +43,8 @@ def fit_scale(
     Deviation: E_2D + w1 E_dist instead of E_2D alone, which noise makes overestimate: independent errors of the
     keypoints lengthen bones (1.5 px over 100 frames: by 0.5 %, against 0.1 % with relative distances off by 3 mm).
     """
-    sights = [observation.sight() for observation in observations]
-    shown = [(sight.confidence > 0).any(axis=2).all(axis=1) for sight in sights]
+    fit_inputs = [observation.fit_input() for observation in observations]
+    shown = [(fit_input.confidence > 0).any(axis=2).all(axis=1) for fit_input in fit_inputs]
     if not any(chosen.any() for chosen in shown):
         return None
 
@@ -53,26 +53,26 @@ def fit_scale(
 
     angles = joined(start.joint_angles.numpy()[:, :NUM_FINGER_JOINTS] for start in starts)
     wrists = joined(start.world_from_wrist.numpy() for start in starts)
-    chosen = Sight(*(joined(fields) for fields in zip(*sights, strict=True)))
+    chosen = FitInput(*(joined(fields) for fields in zip(*fit_inputs, strict=True)))
     return float(_fit_scale(Skeleton.of(model), chosen, weights, angles, wrists))
 
 
 @compiled
-def _fit_scale(skeleton, sights, weights, angles, wrists):
+def _fit_scale(skeleton, fit_inputs, weights, angles, wrists):
     gradients, hessians = (
         np.empty((len(angles), NUM_PARAMETERS)),
         np.empty((len(angles), NUM_PARAMETERS, NUM_PARAMETERS)),
     )
     new_angles, new_wrists = np.empty_like(angles), np.empty_like(wrists)
     scale, damping = 1.0, FIRST_DAMPING
-    energy = _linearise_all(skeleton, sights, weights, angles, wrists, scale, gradients, hessians)
+    energy = _linearise_all(skeleton, fit_inputs, weights, angles, wrists, scale, gradients, hessians)
     for _ in range(ITERATIONS):
         new_scale = scale + _step(skeleton, angles, wrists, gradients, hessians, damping, new_angles, new_wrists)
         new_energy = np.inf
         if new_scale > 0.0:
             new_gradients, new_hessians = np.empty_like(gradients), np.empty_like(hessians)
             new_energy = _linearise_all(
-                skeleton, sights, weights, new_angles, new_wrists, new_scale, new_gradients, new_hessians
+                skeleton, fit_inputs, weights, new_angles, new_wrists, new_scale, new_gradients, new_hessians
             )
         if new_energy < energy:
             gain, scale, energy, damping = energy - new_energy, new_scale, new_energy, damping * LESS_DAMPING
@@ -86,12 +86,12 @@ def _fit_scale(skeleton, sights, weights, angles, wrists):
 
 
 @compiled
-def _linearise_all(skeleton, sights, weights, angles, wrists, scale, gradients, hessians):
+def _linearise_all(skeleton, fit_inputs, weights, angles, wrists, scale, gradients, hessians):
     energy = 0.0
     for hand in range(len(angles)):
         pose = angles[hand], wrists[hand]
         energy += evaluate(
-            skeleton, one_hand(sights, hand), weights, pose, pose, 0.0, scale, gradients[hand], hessians[hand]
+            skeleton, one_hand(fit_inputs, hand), weights, pose, pose, 0.0, scale, gradients[hand], hessians[hand]
         )
     return energy
 

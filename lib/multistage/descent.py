@@ -15,12 +15,12 @@ FIRST_DAMPING, LESS_DAMPING, MORE_DAMPING = 1e-3, 0.2, 8.0
 
 
 @compiled
-def minimise(skeleton, sight, weights, start, previous, temporal, iterations):
+def minimise(skeleton, fit_input, weights, start, previous, temporal, iterations):
     """The pose (joint angles, wrist) of least energy that is found from `start`, and its energy."""
     gradient, hessian = np.empty(NUM_PARAMETERS), np.empty((NUM_PARAMETERS, NUM_PARAMETERS))
     new_gradient, new_hessian = np.empty_like(gradient), np.empty_like(hessian)
     pose = moved(skeleton, start, np.zeros(NUM_POSE))
-    energy = evaluate(skeleton, sight, weights, pose, previous, temporal, 1.0, gradient, hessian)
+    energy = evaluate(skeleton, fit_input, weights, pose, previous, temporal, 1.0, gradient, hessian)
     damping = FIRST_DAMPING
     for _ in range(iterations):
         step, factor = -gradient, hessian.copy()
@@ -29,7 +29,9 @@ def minimise(skeleton, sight, weights, start, previous, temporal, iterations):
             break
         solve_factorised(factor, step, NUM_POSE)
         candidate = moved(skeleton, pose, step)
-        new_energy = evaluate(skeleton, sight, weights, candidate, previous, temporal, 1.0, new_gradient, new_hessian)
+        new_energy = evaluate(
+            skeleton, fit_input, weights, candidate, previous, temporal, 1.0, new_gradient, new_hessian
+        )
         if new_energy < energy:
             gain, pose, energy, damping = energy - new_energy, candidate, new_energy, damping * LESS_DAMPING
             gradient[:], hessian[:] = new_gradient, new_hessian

@@ -33,7 +33,7 @@ class FitWeights(NamedTuple):
     outlier_px: float = 2.0
 
 
-class Sight(NamedTuple):
+class FitInput(NamedTuple):
     """What up to two views tell of one hand; `confidence` 0 marks what is missing."""
 
     lenses: Float[np.ndarray, "2 17"]
@@ -44,13 +44,13 @@ class Sight(NamedTuple):
 
 
 @compiled
-def is_shown(sight, view):
+def is_shown(fit_input, view):
     """Whether a view shows any keypoint."""
-    return sight.confidence[view].max() > 0.0
+    return fit_input.confidence[view].max() > 0.0
 
 
 @compiled
-def linearise(skeleton, sight, weights, pose, scale, residuals, jacobian):
+def linearise(skeleton, fit_input, weights, pose, scale, residuals, jacobian):
     """Write residuals (126) and their derivative (126, 27), weighted and made robust; return E_2D + w1 E_dist.
 
     Three rows for each keypoint in each view: x, y, and distance from the camera less the mean of those that are seen.
@@ -66,18 +66,18 @@ def linearise(skeleton, sight, weights, pose, scale, residuals, jacobian):
     for view in range(MAX_VIEWS):
         first = view * NUM_LANDMARKS * 3
         last = first + NUM_LANDMARKS * 3
-        if not is_shown(sight, view):
+        if not is_shown(fit_input, view):
             continue
-        camera = sight.camera_from_world[view]
+        camera = fit_input.camera_from_world[view]
         for landmark in range(NUM_LANDMARKS):
             row = first + 3 * landmark
             for axis in range(3):
                 seen[axis] = dot(camera[axis], points[landmark]) + camera[axis, 3]
             distance = np.sqrt(dot(seen, seen))
-            project(sight.lenses[view], seen, pixel, by_point)
-            residuals[row] = pixel[0] - sight.pixels[view, landmark, 0]
-            residuals[row + 1] = pixel[1] - sight.pixels[view, landmark, 1]
-            residuals[row + 2] = millimetre * (distance - scale * sight.relative_distance[view, landmark])
+            project(fit_input.lenses[view], seen, pixel, by_point)
+            residuals[row] = pixel[0] - fit_input.pixels[view, landmark, 0]
+            residuals[row + 1] = pixel[1] - fit_input.pixels[view, landmark, 1]
+            residuals[row + 2] = millimetre * (distance - scale * fit_input.relative_distance[view, landmark])
             for axis in range(3):
                 by_world[0, axis] = dot(by_point[0], camera[:, axis])
                 by_world[1, axis] = dot(by_point[1], camera[:, axis])
@@ -85,10 +85,10 @@ def linearise(skeleton, sight, weights, pose, scale, residuals, jacobian):
                 for index in range(3):
                     for k in range(NUM_PARAMETERS):
                         jacobian[row + index, k] += by_world[index, axis] * derivative[landmark, axis, k]
-            jacobian[row + 2, NUM_POSE] -= millimetre * sight.relative_distance[view, landmark]
-        _subtract_mean(residuals[first:last], jacobian[first:last], sight.confidence[view])
+            jacobian[row + 2, NUM_POSE] -= millimetre * fit_input.relative_distance[view, landmark]
+        _subtract_mean(residuals[first:last], jacobian[first:last], fit_input.confidence[view])
         for landmark in range(NUM_LANDMARKS):
-            row, weight = first + 3 * landmark, sight.confidence[view, landmark]
+            row, weight = first + 3 * landmark, fit_input.confidence[view, landmark]
             energy += _robust(residuals, jacobian, row, row + 2, weight, weights.outlier_px)
             energy += _robust(residuals, jacobian, row + 2, row + 3, weight, weights.outlier_px)
     return energy
@@ -196,12 +196,12 @@ def normal_equations(residuals, jacobian, gradient, hessian):
 
 
 @compiled
-def evaluate(skeleton, sight, weights, pose, previous, temporal, scale, gradient, hessian):
+def evaluate(skeleton, fit_input, weights, pose, previous, temporal, scale, gradient, hessian):
     """The energy of a pose (joint angles, wrist); write gradient and Hessian of its half, by Gauss and Newton.
 
     `temporal` is the weight of the pose `previous`, of the same form.
     """
     residuals, jacobian = np.empty(NUM_RESIDUALS), np.empty((NUM_RESIDUALS, NUM_PARAMETERS))
-    energy = linearise(skeleton, sight, weights, pose, scale, residuals, jacobian)
+    energy = linearise(skeleton, fit_input, weights, pose, scale, residuals, jacobian)
     normal_equations(residuals, jacobian, gradient, hessian)
     return energy + add_temporal(temporal, pose, previous, gradient, hessian)

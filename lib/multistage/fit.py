@@ -21,7 +21,7 @@ from lib.crops import MAX_VIEWS
 from lib.hands import LANDMARKS, NUM_FINGER_JOINTS, NUM_LANDMARKS, RIGHT, HandModel
 from lib.machines import compiled
 from lib.multistage.descent import minimise
-from lib.multistage.energy import FitWeights, Sight, is_shown, world_landmarks
+from lib.multistage.energy import FitInput, FitWeights, is_shown, world_landmarks
 from lib.multistage.kinematics import (
     NUM_PARAMETERS,
     Skeleton,
@@ -99,7 +99,7 @@ class Observation:
         """Over the keypoints of a hand that are not missing; zero if all are."""
         return self.confidence.sum(dim=(1, 2)) / (self.confidence > 0).sum(dim=(1, 2)).clamp(min=1)
 
-    def sight(self) -> Sight:
+    def fit_input(self) -> FitInput:
         """The observation as the compiled functions read it, with zeros for what is missing."""
         finite = self.pixels.isfinite().all(dim=-1) & self.relative_distance.isfinite() & (self.confidence > 0)
         finite &= self.cameras.world_from_camera.isfinite().all(dim=-1).all(dim=-1, keepdim=True)
@@ -109,7 +109,7 @@ class Observation:
             self.relative_distance.where(finite, 0.0),
             self.confidence.where(finite, 0.0),
         )
-        return Sight(lens_of(self.cameras.camera), *(np.ascontiguousarray(field.numpy()) for field in fields))
+        return FitInput(lens_of(self.cameras.camera), *(np.ascontiguousarray(field.numpy()) for field in fields))
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def fit_pose(
 
     A hand that is expected starts warm, in its expected pose; any other, and one not found from there, starts cold.
     """
-    sight, hands = observation.sight(), len(hand)
+    fit_input, hands = observation.fit_input(), len(hand)
     angles, wrists = np.zeros((2, hands, 20)), np.zeros((2, hands, 4, 4))
     exists = np.zeros(hands, bool)
     if expected is not None:
@@ -145,39 +145,39 @@ def fit_pose(
             angles[index], wrists[index] = pose.joint_angles[:, :20], pose.world_from_wrist
     outcome = np.zeros((hands, 3))
     right = hand.numpy() == RIGHT
-    _fit_hands(Skeleton.of(model), sight, weights, ITERATIONS, right, exists, angles, wrists, outcome)
+    _fit_hands(Skeleton.of(model), fit_input, weights, ITERATIONS, right, exists, angles, wrists, outcome)
     joint_angles = torch.nn.functional.pad(torch.from_numpy(angles[0]), (0, 2))
     energy, residual_px, found = torch.from_numpy(outcome).unbind(dim=-1)
     return FitResult(HandPose(joint_angles, torch.from_numpy(wrists[0])), energy, residual_px, found > 0)
 
 
 @compiled
-def one_hand(sight, hand):
+def one_hand(fit_input, hand):
     """What is seen of one of a batch of hands."""
-    return Sight(
-        sight.lenses[hand],
-        sight.camera_from_world[hand],
-        sight.pixels[hand],
-        sight.relative_distance[hand],
-        sight.confidence[hand],
+    return FitInput(
+        fit_input.lenses[hand],
+        fit_input.camera_from_world[hand],
+        fit_input.pixels[hand],
+        fit_input.relative_distance[hand],
+        fit_input.confidence[hand],
     )
 
 
 @compiled
-def _fit_hands(skeleton, sights, weights, iterations, right, exists, angles, wrists, outcome):
+def _fit_hands(skeleton, fit_inputs, weights, iterations, right, exists, angles, wrists, outcome):
     for hand in range(len(right)):
-        sight = one_hand(sights, hand)
-        if _count(sight.confidence[0], sight.confidence[1]) < MIN_KEYPOINTS:
+        fit_input = one_hand(fit_inputs, hand)
+        if _count(fit_input.confidence[0], fit_input.confidence[1]) < MIN_KEYPOINTS:
             outcome[hand, 0], outcome[hand, 1] = np.inf, np.inf
             continue
         found = False
         if exists[hand]:
             start, previous = (angles[0, hand], wrists[0, hand]), (angles[1, hand], wrists[1, hand])
-            pose, energy = minimise(skeleton, sight, weights, start, previous, weights.temporal, iterations[0])
-            residual_px, found = _judge(skeleton, sight, pose, energy)
+            pose, energy = minimise(skeleton, fit_input, weights, start, previous, weights.temporal, iterations[0])
+            residual_px, found = _judge(skeleton, fit_input, pose, energy)
         if not found:
-            pose, energy = _cold_start(skeleton, sight, weights, iterations, right[hand])
-            residual_px, found = _judge(skeleton, sight, pose, energy)
+            pose, energy = _cold_start(skeleton, fit_input, weights, iterations, right[hand])
+            residual_px, found = _judge(skeleton, fit_input, pose, energy)
         angles[0, hand], wrists[0, hand] = pose
         outcome[hand, 0], outcome[hand, 1], outcome[hand, 2] = energy, residual_px, found
 
@@ -191,22 +191,22 @@ def _count(confidence, other):
 
 
 @compiled
-def _judge(skeleton, sight, pose, energy):
+def _judge(skeleton, fit_input, pose, energy):
     """Mean residual of a fitted pose (px) and whether it may stand."""
     points, derivative = np.empty((NUM_LANDMARKS, 3)), np.zeros((NUM_LANDMARKS, 3, NUM_PARAMETERS))
     world_landmarks(skeleton, pose, 1.0, points, derivative)
     seen, pixel, by_point = np.empty(3), np.empty(2), np.empty((2, 3))
     total, residual, plausible = 0.0, 0.0, np.isfinite(energy)
     for view in range(MAX_VIEWS):
-        if not is_shown(sight, view):
+        if not is_shown(fit_input, view):
             continue
         depth = 0.0
         for landmark in range(NUM_LANDMARKS):
-            _to_camera(sight.camera_from_world[view], points[landmark], seen)
-            project(sight.lenses[view], seen, pixel, by_point)
+            _to_camera(fit_input.camera_from_world[view], points[landmark], seen)
+            project(fit_input.lenses[view], seen, pixel, by_point)
             depth += seen[2] / NUM_LANDMARKS
-            weight = sight.confidence[view, landmark]
-            x, y = pixel[0] - sight.pixels[view, landmark, 0], pixel[1] - sight.pixels[view, landmark, 1]
+            weight = fit_input.confidence[view, landmark]
+            x, y = pixel[0] - fit_input.pixels[view, landmark, 0], pixel[1] - fit_input.pixels[view, landmark, 1]
             residual += weight * np.sqrt(x * x + y * y)
             total += weight
         plausible = plausible and depth > 0.0 and depth < MAX_DISTANCE
@@ -221,10 +221,10 @@ def _to_camera(camera_from_world, point, seen):
 
 
 @compiled
-def _cold_start(skeleton, sight, weights, iterations, right):
+def _cold_start(skeleton, fit_input, weights, iterations, right):
     """The best pose from the palm, placed by each view and by both, with straight, half bent and bent fingers."""
     targets, target_weights = np.zeros((MAX_VIEWS + 1, NUM_LANDMARKS, 3)), np.zeros((MAX_VIEWS + 1, NUM_LANDMARKS))
-    _place_keypoints(skeleton, sight, targets, target_weights)
+    _place_keypoints(skeleton, fit_input, targets, target_weights)
     best, best_energy = (np.zeros(NUM_FINGER_JOINTS), np.eye(4)), np.inf
     local, derivative = np.empty((NUM_LANDMARKS, 3)), np.empty((NUM_LANDMARKS, 3, NUM_FINGER_JOINTS))
     for source in range(MAX_VIEWS + 1):
@@ -235,33 +235,33 @@ def _cold_start(skeleton, sight, weights, iterations, right):
             angles[::4] = 0.0
             pose_landmarks(skeleton, angles, local, derivative)
             start = (angles, _aligned(local, targets[source], target_weights[source], right))
-            pose, energy = minimise(skeleton, sight, weights, start, start, 0.0, iterations[1])
+            pose, energy = minimise(skeleton, fit_input, weights, start, start, 0.0, iterations[1])
             if energy < best_energy:
                 best, best_energy = pose, energy
-    return minimise(skeleton, sight, weights, best, best, 0.0, iterations[2])
+    return minimise(skeleton, fit_input, weights, best, best, 0.0, iterations[2])
 
 
 @compiled
-def _place_keypoints(skeleton, sight, targets, target_weights):
+def _place_keypoints(skeleton, fit_input, targets, target_weights):
     """Write where each view alone, then both together, see the keypoints in the world, and weights for alignment."""
     rays, centers = np.zeros((MAX_VIEWS, NUM_LANDMARKS, 3)), np.zeros((MAX_VIEWS, 3))
     ray = np.empty(3)
     for view in range(MAX_VIEWS):
-        pose = sight.camera_from_world[view]
+        pose = fit_input.camera_from_world[view]
         for axis in range(3):
             centers[view, axis] = -(
                 pose[0, axis] * pose[0, 3] + pose[1, axis] * pose[1, 3] + pose[2, axis] * pose[2, 3]
             )
         for landmark in range(NUM_LANDMARKS):
-            if sight.confidence[view, landmark] > 0.0:
-                unproject(sight.lenses[view], sight.pixels[view, landmark], ray)
+            if fit_input.confidence[view, landmark] > 0.0:
+                unproject(fit_input.lenses[view], fit_input.pixels[view, landmark], ray)
                 for axis in range(3):
                     rays[view, landmark, axis] = dot(pose[:3, axis], ray)
                 if np.isfinite(ray[0]):
                     share = 1.0 if _ON_PALM[landmark] else _FINGER_WEIGHT
-                    target_weights[view, landmark] = share * sight.confidence[view, landmark]
+                    target_weights[view, landmark] = share * fit_input.confidence[view, landmark]
         _by_size(
-            skeleton, rays[view], centers[view], sight.relative_distance[view], targets[view], target_weights[view]
+            skeleton, rays[view], centers[view], fit_input.relative_distance[view], targets[view], target_weights[view]
         )
     for landmark in range(NUM_LANDMARKS):
         both = np.sqrt(target_weights[0, landmark] * target_weights[1, landmark])

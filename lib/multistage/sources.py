@@ -14,8 +14,8 @@ from lib.cameras import PosedCamera
 from lib.crop_cache import hand_circles
 from lib.hands import NUM_LANDMARKS
 from lib.multistage.detection import Circles, DetNet, detect
+from lib.multistage.hand_crops import Pictures
 from lib.multistage.keypoints import KeyNet, Keypoints, hand_scale, predict, relative_distance
-from lib.multistage.looks import Pictures
 from lib.recordings import Recording
 
 Picture = UInt8[np.ndarray, "height width"]
@@ -24,7 +24,7 @@ Detector = Callable[[Recording, int, int, Picture], Circles]
 
 
 @dataclass(frozen=True)
-class Question:
+class KeypointRequest:
     """What a source of keypoints is asked: crops of a frame, and what `lib.multistage.keypoints` calls their prior."""
 
     recording: Recording
@@ -35,31 +35,33 @@ class Question:
     prior: Float[Tensor, "crops 63"]
 
 
-KeypointSource = Callable[[Sequence[Question]], Sequence[Keypoints]]
-"""Answers many questions together, each with one set of keypoints per crop, in pixels of the crop."""
+KeypointSource = Callable[[Sequence[KeypointRequest]], Sequence[Keypoints]]
+"""Answers many requests together, each with one set of keypoints per crop, in pixels of the crop."""
 
 
 def network_keypoints(network: KeyNet, device: torch.device | str = "cpu") -> KeypointSource:
-    """The keypoints that a network sees, all questions in one batch."""
+    """The keypoints that a network sees, all requests in one batch."""
     network = network.eval().to(device)
 
-    def answer(questions: Sequence[Question]) -> list[Keypoints]:
-        images = torch.cat([question.images for question in questions])
-        priors = torch.cat([question.prior for question in questions])
+    def answer(requests: Sequence[KeypointRequest]) -> list[Keypoints]:
+        images = torch.cat([request.images for request in requests])
+        priors = torch.cat([request.prior for request in requests])
         keypoints = predict(network, images.to(device), priors.to(device))
-        counts = [len(question.hand) for question in questions]
+        counts = [len(request.hand) for request in requests]
         fields = (keypoints.pixels, keypoints.relative_distance, keypoints.confidence)
         return [Keypoints(*parts) for parts in zip(*(field.cpu().split(counts) for field in fields), strict=True)]
 
     return answer
 
 
-def observed(source: KeypointSource, observe: Callable[[Question, Keypoints, Keypoints], None]) -> KeypointSource:
-    """The same source; `observe` is shown every question, its answer, and the true keypoints."""
+def observed(
+    source: KeypointSource, observe: Callable[[KeypointRequest, Keypoints, Keypoints], None]
+) -> KeypointSource:
+    """The same source; `observe` is shown every request, its answer, and the true keypoints."""
 
-    def answer(questions: Sequence[Question]) -> Sequence[Keypoints]:
-        answers = source(questions)
-        for case in zip(questions, answers, labelled_keypoints(questions), strict=True):
+    def answer(requests: Sequence[KeypointRequest]) -> Sequence[Keypoints]:
+        answers = source(requests)
+        for case in zip(requests, answers, labelled_keypoints(requests), strict=True):
             observe(*case)
         return answers
 
@@ -72,17 +74,17 @@ def network_circles(network: DetNet, device: torch.device | str = "cpu") -> Dete
     return lambda recording, frame, camera, picture: detect(network, picture)
 
 
-def labelled_keypoints(questions: Sequence[Question]) -> list[Keypoints]:
+def labelled_keypoints(requests: Sequence[KeypointRequest]) -> list[Keypoints]:
     """The true keypoints in place of a network's, to measure what its errors cost."""
-    return [_labelled_keypoints(question) for question in questions]
+    return [_labelled_keypoints(request) for request in requests]
 
 
-def _labelled_keypoints(question: Question) -> Keypoints:
-    posed, hand = question.recording.hands(question.frame), question.hand
+def _labelled_keypoints(request: KeypointRequest) -> Keypoints:
+    posed, hand = request.recording.hands(request.frame), request.hand
     landmarks = posed.landmarks()[hand]
-    distance = relative_distance(question.cameras.to_camera(landmarks), hand_scale(posed.model))
+    distance = relative_distance(request.cameras.to_camera(landmarks), hand_scale(posed.model))
     confidence = posed.exists[hand, None].expand(-1, NUM_LANDMARKS).double()
-    return Keypoints(question.cameras.project(landmarks), distance, confidence)
+    return Keypoints(request.cameras.project(landmarks), distance, confidence)
 
 
 def labelled_circles(recording: Recording, frame: int, camera: int, picture: Picture) -> Circles:

@@ -1,6 +1,6 @@
 """The multi-stage tracker: detect while lost, find keypoints, fit the pose, extrapolate it, and feed it back.
 
-Keypoints are found in perspective crops (see `lib.multistage.looks`) and return to the picture along exact rays.
+Keypoints are found in perspective crops (see `lib.multistage.hand_crops`) and return to the picture along exact rays.
 
 Source: MEgATrack (Han et al. 2020).
 """
@@ -28,17 +28,17 @@ from lib.multistage.calibration import fit_scale
 from lib.multistage.detection import PRESENCE_THRESHOLD
 from lib.multistage.energy import FitWeights
 from lib.multistage.fit import FIT_WEIGHTS, Expectation, FitResult, HandPose, Observation, fit_pose
-from lib.multistage.keypoints import Keypoints, hand_scale, prior, relative_distance
-from lib.multistage.looks import (
-    Footage,
-    Look,
-    cached_look,
-    detected_look,
-    expected_look,
-    labelled_look,
+from lib.multistage.hand_crops import (
+    CachedRecording,
+    HandCrops,
+    cached_crops,
+    detected_crops,
+    expected_crops,
+    ground_truth_crops,
     take_pictures,
 )
-from lib.multistage.sources import Detector, KeypointSource, Question
+from lib.multistage.keypoints import Keypoints, hand_scale, prior, relative_distance
+from lib.multistage.sources import Detector, KeypointRequest, KeypointSource
 from lib.recordings import Recording
 from lib.tracking import Tracks, true_keypoints
 from lib.transforms import apply, homogeneous, invert
@@ -122,7 +122,7 @@ class FrameFit:
     fitted: FitResult
 
 
-TrackingRun = Generator[Question, Keypoints, list[FrameFit]]
+TrackingRun = Generator[KeypointRequest, Keypoints, list[FrameFit]]
 """A recording being tracked: it asks for the keypoints of a frame, is sent them, and returns its fits in the end."""
 
 
@@ -145,14 +145,14 @@ class MultistageTracker:
 
     def track_known(self, recording: Recording, model: HandModel) -> Tracks:
         """Track with a known skeleton, `model`; valid where a hand was found, labelled or not."""
-        return self.track_all([Footage(recording)], [model])[0]
+        return self.track_all([CachedRecording(recording)], [model])[0]
 
     def calibrate_scale(self, recording: Recording, generic: HandModel) -> float:
         """The scale of the generic hand that explains the first `CALIBRATION_FRAMES` frames of both hands together.
 
         Raises InputError if none of them shows a tracked hand to two cameras.
         """
-        (scale,) = self.calibrate_all([Footage(recording)], generic)
+        (scale,) = self.calibrate_all([CachedRecording(recording)], generic)
         if scale is None:
             raise InputError(f"{recording.video}: no frame shows a tracked hand to two cameras; no scale fits")
         return scale
@@ -162,25 +162,25 @@ class MultistageTracker:
         scale = self.calibrate_scale(recording, generic)
         return replace(self.track_known(recording, generic.scaled(scale)), scale=scale)
 
-    def track_all(self, footage: Sequence[Footage], models: Sequence[HandModel]) -> list[Tracks]:
+    def track_all(self, recordings: Sequence[CachedRecording], models: Sequence[HandModel]) -> list[Tracks]:
         """`track_known` of many recordings, `SIDE_BY_SIDE` at a time; one hand model each."""
-        fits = self._fit_all(footage, models)
-        return [_tracks(one.recording, *pair) for one, *pair in zip(footage, models, fits, strict=True)]
+        fits = self._fit_all(recordings, models)
+        return [_tracks(one.recording, *pair) for one, *pair in zip(recordings, models, fits, strict=True)]
 
-    def confidences(self, footage: Sequence[Footage]) -> Float[Tensor, "found"]:
+    def confidences(self, recordings: Sequence[CachedRecording]) -> Float[Tensor, "found"]:
         """The mean confidence of the keypoints of every hand that is found in any frame; skeletons are known."""
-        fits = itertools.chain(*self._fit_all(footage, [one.recording.hand_model for one in footage]))
+        fits = itertools.chain(*self._fit_all(recordings, [one.recording.hand_model for one in recordings]))
         return torch.cat([torch.zeros(0), *(fit.observation.mean_confidence()[fit.fitted.found] for fit in fits)])
 
-    def _fit_all(self, footage: Sequence[Footage], models: Sequence[HandModel]) -> list[list[FrameFit]]:
+    def _fit_all(self, recordings: Sequence[CachedRecording], models: Sequence[HandModel]) -> list[list[FrameFit]]:
         """Every frame of many recordings."""
         return self._together(
-            [self._follow(*pair, len(pair[0].recording)) for pair in zip(footage, models, strict=True)]
+            [self._follow(*pair, len(pair[0].recording)) for pair in zip(recordings, models, strict=True)]
         )
 
-    def calibrate_all(self, footage: Sequence[Footage], generic: HandModel) -> list[float | None]:
+    def calibrate_all(self, recordings: Sequence[CachedRecording], generic: HandModel) -> list[float | None]:
         """`calibrate_scale` of many recordings, `SIDE_BY_SIDE` at a time; None where it would raise."""
-        runs = [self._follow(one, generic, min(CALIBRATION_FRAMES, len(one.recording))) for one in footage]
+        runs = [self._follow(one, generic, min(CALIBRATION_FRAMES, len(one.recording))) for one in recordings]
         return [self._scale(generic, fits) for fits in self._together(runs)]
 
     def _scale(self, generic: HandModel, fits: list[FrameFit]) -> float | None:
@@ -194,72 +194,72 @@ class MultistageTracker:
         return [fits for first in shown for fits in self._side_by_side(runs[first : first + SIDE_BY_SIDE])]
 
     def _side_by_side(self, runs: Sequence[TrackingRun]) -> list[list[FrameFit]]:
-        """Drive runs to their ends, putting the questions of all to the source of keypoints together."""
+        """Drive runs to their ends, putting the requests of all to the source of keypoints together."""
         results: dict[int, list[FrameFit]] = {}
         answers: dict[int, Keypoints | None] = dict.fromkeys(range(len(runs)))
         while answers:
             with self.stage("whole frame"):
-                questions: dict[int, Question] = {}
+                requests: dict[int, KeypointRequest] = {}
                 for index, answer in answers.items():
                     try:
-                        questions[index] = runs[index].send(answer)
+                        requests[index] = runs[index].send(answer)
                     except StopIteration as end:
                         results[index] = end.value
                 with self.stage("keypoints"):
-                    replies = self.keypoints(list(questions.values())) if questions else []
-                answers = dict(zip(questions, replies, strict=True))
+                    replies = self.keypoints(list(requests.values())) if requests else []
+                answers = dict(zip(requests, replies, strict=True))
         return [results[index] for index in range(len(runs))]
 
-    def _follow(self, footage: Footage, model: HandModel, frames: int) -> TrackingRun:
-        """Both hands through the first frames of a recording; yields a question wherever a hand is looked at."""
+    def _follow(self, cached: CachedRecording, model: HandModel, frames: int) -> TrackingRun:
+        """Both hands through the first frames of a recording; yields a request wherever a hand is looked at."""
         memory, fits = Memory.empty(), []
         scale, patience = hand_scale(model), 0 if self.detector is None else MAX_MISSED
-        for images, frame in zip(footage.pictures(), range(frames), strict=False):
-            if footage.recording.posed is not None and not footage.recording.posed[frame]:
+        for images, frame in zip(cached.pictures(), range(frames), strict=False):
+            if cached.recording.posed is not None and not cached.recording.posed[frame]:
                 memory = memory.unseen(patience)
                 continue
-            cameras = footage.recording.cameras(frame)
+            cameras = cached.recording.cameras(frame)
             with self.stage("crops"):
-                look, pictures, expected = self._look(footage, frame, images, model, memory)
-            if not len(look.hands):
+                crops, pictures, expected = self._look(cached, frame, images, model, memory)
+            if not len(crops.hands):
                 memory = memory.unseen(patience)
                 continue
-            hand, cropped = look.hands[look.views.nonzero(as_tuple=True)[0]], look.chosen()
+            hand, cropped = crops.hands[crops.views.nonzero(as_tuple=True)[0]], crops.chosen()
             priors = _prior(cropped, expected[hand], model, scale)
-            keypoints = yield Question(footage.recording, frame, hand, cropped, pictures, priors)
+            keypoints = yield KeypointRequest(cached.recording, frame, hand, cropped, pictures, priors)
             with self.stage("fit"):
-                observation = _in_pictures(keypoints, look, cameras, scale)
-                fitted = fit_pose(observation, model, look.hands, expected[look.hands], self.weights)
+                observation = _in_pictures(keypoints, crops, cameras, scale)
+                fitted = fit_pose(observation, model, crops.hands, expected[crops.hands], self.weights)
                 if self.detector is not None:
                     fitted = replace(fitted, found=fitted.found & (observation.mean_confidence() >= MIN_CONFIDENCE))
-            memory = memory.after(look.hands, fitted, patience)
-            fits.append(FrameFit(frame, look.hands, observation, fitted))
+            memory = memory.after(crops.hands, fitted, patience)
+            fits.append(FrameFit(frame, crops.hands, observation, fitted))
         return fits
 
     def _look(
-        self, footage: Footage, frame: int, images: np.ndarray, model: HandModel, memory: Memory
-    ) -> tuple[Look, Tensor, Expectation]:
+        self, cached: CachedRecording, frame: int, images: np.ndarray, model: HandModel, memory: Memory
+    ) -> tuple[HandCrops, Tensor, Expectation]:
         """What is looked at, its crops, and where hands are expected: a hand that is detected is not."""
-        expected, recording = memory.expectation(), footage.recording
-        if footage.crops is not None:
-            return *cached_look(footage, frame, images), expected
+        expected, recording = memory.expectation(), cached.recording
+        if cached.crops is not None:
+            return *cached_crops(cached, frame, images), expected
         if self.detector is None:
-            look = labelled_look(recording, frame, model)
+            crops = ground_truth_crops(recording, frame, model)
         elif (sought := ~memory.known | (memory.missed > 1)).any():
             detected = self._detect(recording, frame, images, sought)
             expected = replace(expected, exists=expected.exists.index_fill(0, detected.hands, False))
-            look = expected_look(recording, frame, model, expected).joined(detected)
+            crops = expected_crops(recording, frame, model, expected).joined(detected)
         else:
-            look = expected_look(recording, frame, model, expected)
-        return look, take_pictures(images, recording.cameras(frame), look), expected
+            crops = expected_crops(recording, frame, model, expected)
+        return crops, take_pictures(images, recording.cameras(frame), crops), expected
 
-    def _detect(self, recording: Recording, frame: int, images: np.ndarray, sought: Bool[Tensor, "2"]) -> Look:
+    def _detect(self, recording: Recording, frame: int, images: np.ndarray, sought: Bool[Tensor, "2"]) -> HandCrops:
         """The hands sought that the detector finds in one camera, another one in each frame."""
         camera = frame % len(images)
         with self.stage("detector"):
             circles = self.detector(recording, frame, camera, images[camera])
         hands = (sought & (circles.presence > PRESENCE_THRESHOLD)).nonzero()[:, 0]
-        return detected_look(recording, frame, camera, circles, hands)
+        return detected_crops(recording, frame, camera, circles, hands)
 
 
 def _prior(
@@ -270,10 +270,10 @@ def _prior(
     return prior(cameras.project(landmarks).float(), distance.float(), expected.exists)
 
 
-def _in_pictures(keypoints: Keypoints, look: Look, cameras: PosedCamera, scale: Float[Tensor, ""]) -> Observation:
+def _in_pictures(keypoints: Keypoints, crops: HandCrops, cameras: PosedCamera, scale: Float[Tensor, ""]) -> Observation:
     """Keypoints of crops as an observation of hands in the pictures that the crops were taken from."""
-    rows, sources = look.views.nonzero(as_tuple=True)
-    slots, cropped, hands = look.views.cumsum(dim=1)[rows, sources] - 1, look.chosen(), len(look.hands)
+    rows, sources = crops.views.nonzero(as_tuple=True)
+    slots, cropped, hands = crops.views.cumsum(dim=1)[rows, sources] - 1, crops.chosen(), len(crops.hands)
     rays = cropped.camera[:, None].unproject(keypoints.pixels.double())
     pixels = cameras[sources].project(apply(cropped.world_from_camera, rays))
     source = torch.zeros(hands, MAX_VIEWS, dtype=torch.long)

@@ -18,11 +18,11 @@ from lib.crop_cache import FRAME_STEP, ViewSequence, view_sequence
 from lib.machines import in_processes
 from lib.multistage.detection import DetNet, to_circles
 from lib.multistage.detection_training import ViewSource, as_output, detection_errors
+from lib.multistage.hand_crops import CachedRecording
 from lib.multistage.keypoint_training import HIT_PX
 from lib.multistage.keypoints import Keypoints
-from lib.multistage.looks import Footage
 from lib.multistage.networks import keypoint_source
-from lib.multistage.sources import KeypointSource, Question, observed
+from lib.multistage.sources import KeypointRequest, KeypointSource, observed
 from lib.multistage.tracker import MultistageTracker
 from lib.recordings import NUM_CAMERAS, Recording
 from lib.study.sequences import LabelledSequence, load_sequences
@@ -77,15 +77,15 @@ def keypoint_errors(sequences: Sequence[LabelledSequence], source: KeypointSourc
     """Errors in the crops of recordings while hands are tracked with these keypoints; skeletons are known."""
     videos, errors, occlusion, sheet = {sequence.video: sequence for sequence in sequences}, [], [], []
 
-    def compare(question: Question, seen: Keypoints, truth: Keypoints) -> None:
-        sequence, crops = videos[question.recording.video], len(question.hand)
+    def compare(request: KeypointRequest, seen: Keypoints, truth: Keypoints) -> None:
+        sequence, crops = videos[request.recording.video], len(request.hand)
         errors.append((seen.pixels - truth.pixels).norm(dim=-1))
         occlusion.extend(crops * [sequence.protocol == "occlusion"])
-        sheet.extend(crops * [bool(sequence.sheet[question.frame])])
+        sheet.extend(crops * [bool(sequence.sheet[request.frame])])
 
-    footage = [Footage.cached(sequence.crops, sequence.video) for sequence in sequences]
+    recordings = [CachedRecording.of(sequence.crops, sequence.video) for sequence in sequences]
     tracker = MultistageTracker(observed(source, compare))
-    tracker.track_all(footage, [one.recording.hand_model for one in footage])
+    tracker.track_all(recordings, [one.recording.hand_model for one in recordings])
     return KeypointErrors(torch.cat(errors).numpy(), np.array(occlusion), np.array(sheet))
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from lib.multistage.energy import FitWeights
 from lib.multistage.fit import FIT_WEIGHTS
-from lib.multistage.looks import Footage
+from lib.multistage.hand_crops import CachedRecording
 from lib.multistage.sources import KeypointSource
 from lib.multistage.tracker import MultistageTracker
 from lib.study.statistics import error_of, jitter_of
@@ -27,7 +27,7 @@ BELOW_PERCENT = (0.1, 0.5, 1.0, 2.0, 5.0, 50.0)
 
 
 def search_weights(
-    footage: Sequence[Footage], keypoints: KeypointSource, start: FitWeights = FIT_WEIGHTS
+    recordings: Sequence[CachedRecording], keypoints: KeypointSource, start: FitWeights = FIT_WEIGHTS
 ) -> tuple[FitWeights, pd.DataFrame]:
     """The weights of least error, one after the other over `CANDIDATES`, and a table of all that were tried.
 
@@ -40,29 +40,31 @@ def search_weights(
         for value in (getattr(best, name), *values):
             weights = best._replace(**{name: value})
             if weights not in tried:
-                tried[weights] = _accuracy(footage, keypoints, weights)
+                tried[weights] = _accuracy(recordings, keypoints, weights)
         best = min(tried, key=lambda weights: tried[weights]["mpjpe_mm"])
     rows = [weights._asdict() | accuracy | {"best": weights == best} for weights, accuracy in tried.items()]
     return best, pd.DataFrame(rows)
 
 
-def confidence_table(footage: Sequence[Footage], keypoints: KeypointSource) -> pd.DataFrame:
+def confidence_table(recordings: Sequence[CachedRecording], keypoints: KeypointSource) -> pd.DataFrame:
     """How sure the keypoints of true hands are: the mean confidence that a percentage of them is below.
 
     Known skeletons, labelled crops. Columns: below_percent, confidence (NaN if no hand is found).
     """
-    found = pd.Series(MultistageTracker(keypoints).confidences(footage).numpy())
+    found = pd.Series(MultistageTracker(keypoints).confidences(recordings).numpy())
     return pd.DataFrame(
         {"below_percent": BELOW_PERCENT, "confidence": found.quantile([p / 100 for p in BELOW_PERCENT]).to_numpy()}
     )
 
 
-def _accuracy(footage: Sequence[Footage], keypoints: KeypointSource, weights: FitWeights) -> dict[str, float]:
+def _accuracy(
+    recordings: Sequence[CachedRecording], keypoints: KeypointSource, weights: FitWeights
+) -> dict[str, float]:
     tracks = MultistageTracker(keypoints, weights=weights).track_all(
-        footage, [one.recording.hand_model for one in footage]
+        recordings, [one.recording.hand_model for one in recordings]
     )
     tracked, valid = [t.tracked_keypoints for t in tracks], [t.valid_tracking for t in tracks]
-    labelled = sum(int(one.recording.labelled.sum()) for one in footage)
+    labelled = sum(int(one.recording.labelled.sum()) for one in recordings)
     return {
         "mpjpe_mm": error_of(tracked, [t.gt_keypoints for t in tracks], valid).mean,
         "mpjpa_mm_per_frame2": jitter_of(tracked, valid).mean,

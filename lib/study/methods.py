@@ -20,7 +20,7 @@ from lib.files import working_in
 from lib.filters import OneEuroFilter, search_one_euro
 from lib.machines import in_processes
 from lib.multistage.fit import FIT_WEIGHTS
-from lib.multistage.looks import Footage
+from lib.multistage.hand_crops import CachedRecording
 from lib.multistage.networks import keypoint_source
 from lib.multistage.sources import KeypointSource
 from lib.multistage.tracker import MultistageTracker
@@ -111,11 +111,11 @@ def predict_multistage(
 
     def track(sequences: Sequence[LabelledSequence]) -> dict[tuple[str, Skeleton], list[Tracks]]:
         tracker, generic = MultistageTracker(keypoint_source(weights, device)), generic_hand().to(dtype=torch.float64)
-        footage = [Footage.cached(s.crops, s.video) for s in sequences]
-        scales = [scale or 1.0 for scale in tracker.calibrate_all(footage, generic)]  # 1 where nothing can be told
-        unknown = tracker.track_all(footage, [generic.scaled(scale) for scale in scales])
+        recordings = [CachedRecording.of(s.crops, s.video) for s in sequences]
+        scales = [scale or 1.0 for scale in tracker.calibrate_all(recordings, generic)]  # 1 where nothing can be told
+        unknown = tracker.track_all(recordings, [generic.scaled(scale) for scale in scales])
         return {
-            (BASELINE, "known"): tracker.track_all(footage, [one.recording.hand_model for one in footage]),
+            (BASELINE, "known"): tracker.track_all(recordings, [one.recording.hand_model for one in recordings]),
             (BASELINE, "unknown"): [
                 replace(tracks, scale=scale) for tracks, scale in zip(unknown, scales, strict=True)
             ],
@@ -163,10 +163,10 @@ def measure_hand_confidence(profile: str, data_folder: Path, device: str = "cpu"
     return confidence_table(*_validation(profile, data_folder, device)).assign(**_hashes(profile, (KEYPOINTS,)))
 
 
-def _validation(profile: str, data_folder: Path, device: str) -> tuple[list[Footage], KeypointSource]:
+def _validation(profile: str, data_folder: Path, device: str) -> tuple[list[CachedRecording], KeypointSource]:
     """Every third sequence of validation users, and what finds keypoints in it."""
     keypoints = keypoint_source(trained_weights(profile, KEYPOINTS), device)
-    return [Footage.cached(s.crops, s.video) for s in load_sequences(data_folder, "validation")[::3]], keypoints
+    return [CachedRecording.of(s.crops, s.video) for s in load_sequences(data_folder, "validation")[::3]], keypoints
 
 
 def tune_one_euro(profile: str, data_folder: Path, device: str = "cpu") -> pd.DataFrame:

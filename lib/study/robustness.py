@@ -16,7 +16,7 @@ import torch
 
 from lib.crop_cache import CropSequence
 from lib.hands import HandModel
-from lib.multistage.looks import Footage
+from lib.multistage.hand_crops import CachedRecording
 from lib.multistage.sources import KeypointSource
 from lib.multistage.tracker import MultistageTracker
 from lib.network import UmeTrack
@@ -106,8 +106,8 @@ def multistage(keypoints: KeypointSource) -> Method:
     """The baseline on labelled crops as a method; its cameras are where the crops, not their videos, say."""
 
     def track_all(sequences: Sequence[LabelledSequence], models: Sequence[HandModel]) -> list[Tracks]:
-        footage = [Footage.cached(s.crops, None) for s in sequences]
+        recordings = [CachedRecording.of(s.crops, None) for s in sequences]
         doubled = [model.to(dtype=torch.float64) for model in models]
-        return MultistageTracker(keypoints).track_all(footage, doubled)
+        return MultistageTracker(keypoints).track_all(recordings, doubled)
 
     return track_all

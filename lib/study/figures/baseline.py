@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lib.hands import HANDS, SKELETON_EDGES
+from lib.multistage.hand_crops import CachedRecording
 from lib.multistage.keypoints import Keypoints
-from lib.multistage.looks import Footage
-from lib.multistage.sources import KeypointSource, Question, observed
+from lib.multistage.sources import KeypointRequest, KeypointSource, observed
 from lib.multistage.tracker import MultistageTracker
 from lib.recordings import FRAMES_PER_SECOND
 from lib.study.figures.style import PAGE_WIDTH, TRACKED_COLOR, TRUE_COLOR
@@ -66,13 +66,13 @@ def _seen(
     """The first crop of a hand in some frames, its true keypoints, and those that are seen while it is tracked."""
     pictures = {}
 
-    def remember(question: Question, seen: Keypoints, truth: Keypoints) -> None:
-        crops = (question.hand == hand).nonzero()[:, 0].tolist()
-        if question.frame in frames and crops:
-            pictures[question.frame] = question.images[crops[0], 0], truth.pixels[crops[0]], seen.pixels[crops[0]]
+    def remember(request: KeypointRequest, seen: Keypoints, truth: Keypoints) -> None:
+        crops = (request.hand == hand).nonzero()[:, 0].tolist()
+        if request.frame in frames and crops:
+            pictures[request.frame] = request.images[crops[0], 0], truth.pixels[crops[0]], seen.pixels[crops[0]]
 
-    footage = Footage.cached(sequence.crops, sequence.video)
-    MultistageTracker(observed(source, remember)).track_all([footage], [footage.recording.hand_model])
+    cached = CachedRecording.of(sequence.crops, sequence.video)
+    MultistageTracker(observed(source, remember)).track_all([cached], [cached.recording.hand_model])
     return pictures
 
 

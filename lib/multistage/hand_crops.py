@@ -36,7 +36,7 @@ Pictures = Float[Tensor, f"crops 1 {CROP_SIZE} {CROP_SIZE}"]
 
 
 @dataclass(frozen=True)
-class Look:
+class HandCrops:
     """The hands that are looked at in a frame, through which cameras, and all their crop cameras."""
 
     hands: Int[Tensor, "tracked"]
@@ -47,12 +47,12 @@ class Look:
         """The crop cameras of the chosen views, hand by hand."""
         return self.cropped[self.views.nonzero(as_tuple=True)]
 
-    def joined(self, other: Look) -> Look:
+    def joined(self, other: HandCrops) -> HandCrops:
         """The hands of both."""
         parts = self.cropped, other.cropped
         focal = torch.cat([part.camera.focal_px[..., 0] for part in parts])
         poses = torch.cat([part.world_from_camera for part in parts])
-        return Look(
+        return HandCrops(
             torch.cat((self.hands, other.hands)),
             torch.cat((self.views, other.views)),
             PosedCamera(Pinhole.create(CROP_SIZE, focal), poses),
@@ -60,21 +60,21 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Footage:
+class CachedRecording:
     """A recording and, where its labelled crops are kept in a cache, these."""
 
     recording: Recording
     crops: CropSequence | None = None
 
     @staticmethod
-    def cached(crops: CropSequence, video: Path | None) -> Footage:
+    def of(crops: CropSequence, video: Path | None) -> CachedRecording:
         """Crops from a cache, with the cameras of their video.
 
         Deviation: without a video, in the training split, each crop stands for a camera of the nominal lens that is
         turned towards it. What the fit sees differs by that lens only.
         """
         if video is not None:
-            return Footage(read_recording(video), crops)
+            return CachedRecording(read_recording(video), crops)
         recording = Recording(
             video=Path("training"),
             camera=nominal_rig().camera[torch.zeros(NUM_CAMERAS, dtype=torch.long)],
@@ -85,16 +85,18 @@ class Footage:
             world_from_wrist=torch.from_numpy(crops.world_from_wrist).double(),
             labelled=torch.from_numpy(crops.views > 0),
         )
-        return Footage(recording, crops)
+        return CachedRecording(recording, crops)
 
     def pictures(self) -> Iterator[UInt8[np.ndarray, "..."]]:
         """The views of every frame, or its cached crops."""
         return self.recording.images() if self.crops is None else iter(self.crops.images)
 
 
-def cached_look(footage: Footage, frame: int, images: UInt8[np.ndarray, "2 2 size size"]) -> tuple[Look, Pictures]:
+def cached_crops(
+    cached: CachedRecording, frame: int, images: UInt8[np.ndarray, "2 2 size size"]
+) -> tuple[HandCrops, Pictures]:
     """The crops of a cache, each as a view of the camera it was taken from: of those at its centre, the most alike."""
-    crops, cameras = footage.crops, footage.recording.cameras(frame)
+    crops, cameras = cached.crops, cached.recording.cameras(frame)
     hand, slot = (np.arange(MAX_VIEWS) < crops.views[frame][:, None]).nonzero()
     poses = torch.from_numpy(crops.world_from_crop[frame][hand, slot]).double()
     difference = poses[:, None, :3, 2:] - cameras.world_from_camera[:, :3, 2:]
@@ -113,19 +115,19 @@ def cached_look(footage: Footage, frame: int, images: UInt8[np.ndarray, "2 2 siz
     pictures[hand, source] = images[hand, slot, margin:-margin, margin:-margin]
     hands = views.any(dim=1).nonzero()[:, 0]
     cropped = PosedCamera(Pinhole.create(CROP_SIZE, focal), world_from_crop)[hands]
-    return Look(hands, views[hands], cropped), _scaled(pictures[views.numpy()])
+    return HandCrops(hands, views[hands], cropped), _scaled(pictures[views.numpy()])
 
 
-def labelled_look(recording: Recording, frame: int, model: HandModel) -> Look:
+def ground_truth_crops(recording: Recording, frame: int, model: HandModel) -> HandCrops:
     """The crops of the end-to-end tracker: hands that at least one camera sees, where they are labelled.
 
     A recording without a hand is cropped around `model`.
     """
     cameras, hands = recording.cameras(frame), recording.hands(frame, model)
-    return Look(*choose_crop_cameras(cameras, recording.mounting_angles, hands, min_views=1))
+    return HandCrops(*choose_crop_cameras(cameras, recording.mounting_angles, hands, min_views=1))
 
 
-def expected_look(recording: Recording, frame: int, model: HandModel, expected: Expectation) -> Look:
+def expected_crops(recording: Recording, frame: int, model: HandModel, expected: Expectation) -> HandCrops:
     """Crops of hands where they are expected, from the two cameras that see most of their keypoints."""
     hands = expected.exists.nonzero()[:, 0]
     cameras, pose = recording.cameras(frame), expected.pose[hands]
@@ -135,12 +137,12 @@ def expected_look(recording: Recording, frame: int, model: HandModel, expected: 
     rank = seen.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     views = (rank < MAX_VIEWS) & (seen >= MIN_KEYPOINTS_SEEN)
     visible = views.any(dim=1)
-    return Look(hands[visible], views[visible], crop[visible])
+    return HandCrops(hands[visible], views[visible], crop[visible])
 
 
-def detected_look(
+def detected_crops(
     recording: Recording, frame: int, camera: int, circles: Circles, hands: Int[Tensor, "detected"]
-) -> Look:
+) -> HandCrops:
     """Crops of hands around circles in one camera, enlarged by `CIRCLE_ENLARGEMENT`."""
     cameras = recording.cameras(frame)
     corners = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]], dtype=torch.float64)
@@ -150,13 +152,15 @@ def detected_look(
     crop, exists = crop_cameras(cameras, corners_world, hands, recording.mounting_angles, fill=1.0)
     views = exists & (torch.arange(NUM_CAMERAS) == camera)
     visible = views.any(dim=1)
-    return Look(hands[visible], views[visible], crop[visible])
+    return HandCrops(hands[visible], views[visible], crop[visible])
 
 
-def take_pictures(images: UInt8[np.ndarray, "cameras height width"], cameras: PosedCamera, look: Look) -> Pictures:
-    """The crops of a look, warped from the views of its frame."""
-    _, sources = look.views.nonzero(as_tuple=True)
-    return _scaled(warp([images[source] for source in sources], cameras[sources], look.chosen()))
+def take_pictures(
+    images: UInt8[np.ndarray, "cameras height width"], cameras: PosedCamera, crops: HandCrops
+) -> Pictures:
+    """The crops of a crops, warped from the views of its frame."""
+    _, sources = crops.views.nonzero(as_tuple=True)
+    return _scaled(warp([images[source] for source in sources], cameras[sources], crops.chosen()))
 
 
 def _scaled(pictures: UInt8[np.ndarray, "crops size size"]) -> Pictures:
