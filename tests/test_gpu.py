@@ -26,9 +26,8 @@ from lib.multistage.views import ViewSequence
 from lib.objective import ClipTraining
 from lib.recordings import Recording, read_recording
 from lib.rendered.shape import generic_hand
-from lib.robustness import end_to_end
 from lib.sequences import LabelledSequence
-from lib.streams import ExtractedStreams, HandStreams, track_both
+from lib.streams import ExtractedStreams, HandStreams, track, track_both
 from lib.tracking import Tracker, prepare_for_inference
 from lib.training import Run, Task
 
@@ -108,7 +107,7 @@ def test_many_sequences_are_tracked_on_a_gpu(gpu, tmp_path):
     known, unknown = track_both(ExtractedStreams(network, HandStreams([sequence], "cuda")), generic_hand())
     assert known[0].valid_tracking.all()
     assert unknown[0].valid_tracking.all()
-    again = end_to_end(network)([sequence], [sequence.crops.hand_model])
+    (again,) = track(ExtractedStreams(network, HandStreams([sequence], "cuda")), [sequence.crops.hand_model])
     np.testing.assert_allclose(again[0].tracked_keypoints, known[0].tracked_keypoints)
 
 
