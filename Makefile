@@ -87,27 +87,13 @@ $(PREDICTIONS): $(LIBRARY) $(INSTALLED) $(TEST_DATA) $(WEIGHTS)
 # Each notebook waits for the one before it.
 $(foreach notebook,$(EXECUTED),$(eval $(notebook): $(previous))$(eval previous := $(notebook)))
 
-# The reference profile is what the notebooks' own parameters say.
-PARAMETERS := $(if $(filter-out reference,$(PROFILE)),-p profile $(PROFILE))
-VOLATILE := metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version
-
-# One progress bar for a notebook, none in what it prints.
-papermill = $(PYTHON) -c 'import os; from papermill.cli import papermill; os.environ["TQDM_DISABLE"] = "1"; papermill()'
-
-# Executed under another name, one of this process, freed of all that differs between two runs, then renamed: what is there
-# is whole.
 $(RESULTS)/notebooks/%.ipynb: notebooks/%.ipynb $(INPUTS)
 	@echo "== $<"
-	@mkdir -p $(@D)
-	@set -e; partial=$(@:.ipynb=.partial).$$$$.ipynb; \
-	$(papermill) --cwd notebooks --kernel python3 --log-level WARNING $(PARAMETERS) $< $$partial; \
-	$(BIN)/jupyter nbconvert --to notebook --inplace --coalesce-streams --log-level WARN $$partial; \
-	$(BIN)/nbstripout --keep-output --keep-count --extra-keys '$(VOLATILE)' $$partial; \
-	mv $$partial $@
+	@$(PYTHON) -m lib.study.notebooks $< $@ $(PROFILE)
 
 .PHONY: notebooks
 notebooks: study ## run the study, keep its notebooks and the README's results as the ones to commit
-	$(if $(PARAMETERS),$(error only the reference profile's notebooks are committed))
+	$(if $(filter-out reference,$(PROFILE)),$(error only the reference profile's notebooks are committed))
 	cp -p $(EXECUTED) notebooks/
 	$(PYTHON) -m lib report
 

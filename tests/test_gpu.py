@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import tiny_network, tiny_recording
+from lib.study.baseline_benchmark import benchmark_multistage
 from simulated_gpu import SimulatedGpu
 from tiny_runs import CONFIG, made_up_data, sequence_of
 
@@ -24,10 +25,9 @@ from lib.multistage.networks import detector, keypoint_source
 from lib.multistage.tracker import MultistageTracker
 from lib.recordings import Recording, read_recording
 from lib.rendered.shape import generic_hand
-from lib.study.benchmarks import benchmark_multistage, benchmark_tracking
-from lib.study.robustness import end_to_end
+from lib.study.benchmarks import benchmark_tracking
 from lib.study.sequences import LabelledSequence
-from lib.study.streams import ExtractedStreams, HandStreams, track_both
+from lib.study.streams import ExtractedStreams, HandStreams, track, track_both
 from lib.tracking import Tracker, prepare_for_inference
 from lib.training import Run, Task
 
@@ -107,7 +107,7 @@ def test_many_sequences_are_tracked_on_a_gpu(gpu, tmp_path):
     known, unknown = track_both(ExtractedStreams(network, HandStreams([sequence], "cuda")), generic_hand())
     assert known[0].valid_tracking.all()
     assert unknown[0].valid_tracking.all()
-    again = end_to_end(network)([sequence], [sequence.crops.hand_model])
+    (again,) = track(ExtractedStreams(network, HandStreams([sequence], "cuda")), [sequence.crops.hand_model])
     np.testing.assert_allclose(again[0].tracked_keypoints, known[0].tracked_keypoints)
 
 

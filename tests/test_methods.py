@@ -10,13 +10,21 @@ import torch
 from test_predictions import CountingMethod
 from test_streams import tiny_dataset
 
+from lib.checkpoints import save_network
 from lib.cli import main
 from lib.errors import InputError
 from lib.multistage.energy import FitWeights
-from lib.multistage.keypoints import Keypoints
+from lib.multistage.keypoints import KeyNet, KeyNetConfig, Keypoints
 from lib.multistage.sources import labelled_keypoints
 from lib.study.experiments import END_TO_END
-from lib.study.methods import predict_all, predict_multistage, tune, tuned_one_euro, tuned_pinch_thresholds
+from lib.study.methods import (
+    keypoint_errors,
+    predict_all,
+    predict_multistage,
+    tune,
+    tuned_one_euro,
+    tuned_pinch_thresholds,
+)
 from lib.study.predictions import load_or_predict
 from lib.study.sequences import load_sequences
 from lib.study.tables import FILTERED
@@ -218,3 +226,23 @@ def test_the_baseline_is_one_of_all_methods(dataset, results, asked, monkeypatch
     add_weights(results, "keynet", "changed")
     with pytest.raises(InputError, match="other weights of keynet"):
         tuned_pinch_thresholds("tiny")
+
+
+def test_keypoint_errors_are_measured_once(dataset, results, monkeypatch):
+    """By the baseline itself while it tracks, else when they are asked for."""
+    torch.manual_seed(0)
+    for name in ("keynet", "keynet_image_only"):
+        network = KeyNet(KeyNetConfig(blocks="residual", keypoint_input=name == "keynet"))
+        save_network(network, results / "checkpoints" / f"{name}.safetensors")
+    predict_multistage("tiny", dataset)
+    other = keypoint_errors("keynet_image_only", "tiny", dataset)
+    monkeypatch.setattr("lib.study.methods.track_with_errors", None)
+    own = keypoint_errors("keynet", "tiny", dataset)
+    again = keypoint_errors("keynet_image_only", "tiny", dataset)
+    assert own.errors.shape == other.errors.shape
+    assert not np.array_equal(own.errors, other.errors)
+    for name, values in vars(other).items():
+        np.testing.assert_array_equal(getattr(again, name), values)
+    save_network(KeyNet(KeyNetConfig(blocks="residual")), results / "checkpoints" / "keynet.safetensors")
+    with pytest.raises(TypeError, match="not callable"):
+        keypoint_errors("keynet", "tiny", dataset)

@@ -12,7 +12,7 @@ from lib.multistage.detection import DetNet, DetNetConfig
 from lib.multistage.detection_training import as_output
 from lib.multistage.sources import labelled_circles, labelled_keypoints
 from lib.recordings import Recording, read_recording
-from lib.study.baseline_accuracy import detection_table, keypoint_errors, keypoint_table
+from lib.study.baseline_accuracy import detection_table, keypoint_table, track_with_errors
 from lib.study.figures.baseline import keypoints_figure, most_hidden
 from lib.study.figures.style import use_style
 from lib.study.sequences import LabelledSequence
@@ -41,7 +41,7 @@ def worse_behind_the_sheet(request, true):
 def test_errors_of_keypoints_with_and_without_a_sheet(recording):
     hidden = sequence_of(recording, "occlusion", slice(4, 7))
     networks = {"true": labelled_keypoints, "worse": changed(worse_behind_the_sheet)}
-    measured = {name: keypoint_errors([hidden], source) for name, source in networks.items()}
+    measured = {name: track_with_errors([hidden], source)[1] for name, source in networks.items()}
     table = keypoint_table(measured).set_index(["network", "frames"])
     crops = int(hidden.crops.views.sum())
     assert table.crops["worse", "all"] == crops
@@ -55,7 +55,7 @@ def test_errors_of_keypoints_with_and_without_a_sheet(recording):
 
 def test_a_recording_without_sheet_counts_as_neither(recording):
     sequences = [sequence_of(recording, "separate_hand", slice(0))]
-    table = keypoint_table({"true": keypoint_errors(sequences, labelled_keypoints)})
+    table = keypoint_table({"true": track_with_errors(sequences, labelled_keypoints)[1]})
     assert table.crops[table.frames != "all"].tolist() == [0, 0]
     assert table.median_px[table.frames != "all"].isna().all()
 

@@ -191,7 +191,9 @@ def test_a_trained_network_predicts_as_the_tracker_does(dataset, results):
 
 def test_all_predictions_are_made_at_once(dataset, results, monkeypatch):
     """Of all networks, known and unknown, and those without temporal state."""
-    monkeypatch.setattr("lib.study.methods.in_processes", lambda jobs, *_: {name: job() for name, job in jobs.items()})
+    for module in ("study.methods", "study.sequences"):
+        here = f"lib.{module}.in_processes"
+        monkeypatch.setattr(here, lambda jobs, *_: {name: job() for name, job in jobs.items()})
     for name in END_TO_END:
         save_network(tiny_network(), results / "checkpoints" / f"{name}.safetensors")
     save_network(tiny_network(seed=1), results / "checkpoints" / "full_seed1.safetensors")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_network
 from test_streams import tiny_dataset
 
+from lib.checkpoints import save_network
+from lib.multistage.keypoints import KeyNet, KeyNetConfig
 from lib.multistage.sources import labelled_keypoints
 from lib.study.robustness import (
     BLUR_PX,
@@ -22,6 +27,7 @@ from lib.study.robustness import (
     noisy,
     robustness_table,
     seen_once,
+    track_cached,
 )
 from lib.study.sequences import load_sequences
 from lib.study.streams import ExtractedStreams, HandStreams, track
@@ -60,9 +66,13 @@ def test_only_the_second_camera_turns_and_stays_where_it_is(sequences, rng):
     assert seen_once(crops, rng).views.max() == 1
 
 
-def test_true_keypoints_fail_with_a_wrong_skeleton(sequences):
+def test_true_keypoints_fail_with_a_wrong_skeleton(sequences, monkeypatch):
     """A fit of keypoints that are true in every crop does not look at pictures: only the skeleton can mislead it."""
-    table = robustness_table(sequences, {"fit": multistage(labelled_keypoints)}).set_index("condition")
+    monkeypatch.setattr(
+        "lib.study.robustness.in_processes", lambda jobs, *_: {name: job() for name, job in jobs.items()}
+    )
+    fit = partial(track_cached, labelled_keypoints)
+    table = robustness_table(sequences, {"fit": fit}).set_index("condition")
     assert list(table.index) == list(CONDITIONS)
     error = dict(zip(("rendered", "noise", "blur", "camera", "skeleton", "one"), table.mpjpe_mm, strict=True))
     assert error["noise"] == error["blur"] == error["rendered"]
@@ -78,10 +88,20 @@ def test_without_memory_every_frame_starts_afresh(sequences):
     plain = tiny_network()
     torch.nn.init.normal_(plain.temporal[0].weight)
     network = prepare_for_inference(plain)
-    remembering = end_to_end(network)(sequences, models)[0].tracked_keypoints
     streams = HandStreams(sequences)
+    remembering = track(ExtractedStreams(network, streams), models)[0][0].tracked_keypoints
     frame = next(f for f in range(2, streams.frames) if (streams.views[f - 1 : f + 1] > 0).all())
     forgetting = track(ExtractedStreams(network, streams), models, memory=False)[0][0].tracked_keypoints
     first = forgetting[:, 0]
     np.testing.assert_array_equal(first, remembering[:, 0])
     assert np.abs(forgetting[:, frame] - remembering[:, frame]).max() > 1.0
+
+
+def test_methods_are_weights_that_processes_load(sequences, tmp_path):
+    save_network(tiny_network(), tmp_path / "network.safetensors")
+    torch.manual_seed(0)
+    save_network(KeyNet(KeyNetConfig(blocks="residual")), tmp_path / "keynet.safetensors")
+    models = [sequence.crops.hand_model for sequence in sequences]
+    for method, name in ((end_to_end, "network"), (multistage, "keynet")):
+        track_them = pickle.loads(pickle.dumps(method(tmp_path / f"{name}.safetensors")))
+        assert len(track_them(sequences, models)) == len(sequences)

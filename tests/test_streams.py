@@ -15,7 +15,7 @@ from lib.errors import InputError
 from lib.network import UmeTrack
 from lib.recordings import read_recording
 from lib.rendered.shape import generic_hand
-from lib.study.sequences import load_sequences, split_fingerprint
+from lib.study.sequences import keep_test_crops, load_sequences, split_fingerprint
 from lib.study.streams import ExtractedStreams, HandStreams, calibrate_scales, track_both
 from lib.tracking import Tracker, prepare_for_inference, true_keypoints
 
@@ -130,6 +130,14 @@ def test_crops_are_taken_once(changeable):
         video.unlink()
     after = load_sequences(changeable, "test", workers=1)
     assert all(np.array_equal(a.crops.images, b.crops.images) for a, b in zip(before, after, strict=True))
+
+
+def test_crops_are_taken_in_processes(changeable):
+    shutil.rmtree(changeable / "test_crops")
+    keep_test_crops(changeable, workers=2)
+    for video in changeable.glob("**/*.mp4"):
+        video.unlink()
+    assert len(load_sequences(changeable, "test", workers=1)) == 8
 
 
 def test_crops_of_other_recordings_are_not_used(changeable):

@@ -193,6 +193,7 @@ class MultistageTracker:
         shown = parts if len(parts) == 1 else tqdm(parts, "tracking, multistage")
         return [fits for first in shown for fits in self._side_by_side(runs[first : first + SIDE_BY_SIDE])]
 
+    @torch.inference_mode()
     def _side_by_side(self, runs: Sequence[TrackingRun]) -> list[list[FrameFit]]:
         """Drive runs to their ends, putting the requests of all to the source of keypoints together."""
         results: dict[int, list[FrameFit]] = {}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,19 +11,17 @@ import torch
 from jaxtyping import Bool, Float
 from tqdm import tqdm
 
-from lib.cores import available_cores
 from lib.crop_cache import FRAME_STEP, ViewSequence, view_sequence
-from lib.machines import in_processes
 from lib.multistage.detection import DetNet, to_circles
 from lib.multistage.detection_training import ViewSource, as_output, detection_errors
 from lib.multistage.hand_crops import CachedRecording
 from lib.multistage.keypoint_training import HIT_PX
 from lib.multistage.keypoints import Keypoints
-from lib.multistage.networks import keypoint_source
 from lib.multistage.sources import KeypointRequest, KeypointSource, observed
 from lib.multistage.tracker import MultistageTracker
 from lib.recordings import NUM_CAMERAS, Recording
-from lib.study.sequences import LabelledSequence, load_sequences
+from lib.study.sequences import LabelledSequence
+from lib.tracking import Tracks
 
 _AT_ONCE = 128
 
@@ -40,7 +36,7 @@ class KeypointErrors:
 
 
 def keypoint_table(measured: Mapping[str, KeypointErrors]) -> pd.DataFrame:
-    """What `keypoint_errors` says of networks.
+    """What networks find in the crops of test recordings.
 
     Columns: network; frames ("all", then of the occlusion recordings "behind a sheet" and "no sheet"); crops;
     median_px; hits_percent (of the keypoints, within `HIT_PX`).
@@ -60,21 +56,10 @@ def keypoint_table(measured: Mapping[str, KeypointErrors]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["network", "frames", "crops", "median_px", "hits_percent"])
 
 
-def measure_keypoints(data_folder: Path, weights: Mapping[str, Path]) -> dict[str, KeypointErrors]:
-    """`keypoint_errors` of the networks of some files on all test recordings, each in a process of its own.
-
-    Raises InputError if data or weights are missing.
-    """
-    jobs = {name: partial(_errors_of_weights, data_folder, path) for name, path in weights.items()}
-    return in_processes(jobs, available_cores(), "keypoints", "network")
-
-
-def _errors_of_weights(data_folder: Path, weights: Path) -> KeypointErrors:
-    return keypoint_errors(load_sequences(data_folder, "test"), keypoint_source(weights, "cpu"))
-
-
-def keypoint_errors(sequences: Sequence[LabelledSequence], source: KeypointSource) -> KeypointErrors:
-    """Errors in the crops of recordings while hands are tracked with these keypoints; skeletons are known."""
+def track_with_errors(
+    sequences: Sequence[LabelledSequence], source: KeypointSource
+) -> tuple[list[Tracks], KeypointErrors]:
+    """The tracks of known skeletons, and the errors of the keypoints that they are tracked with."""
     videos, errors, occlusion, sheet = {sequence.video: sequence for sequence in sequences}, [], [], []
 
     def compare(request: KeypointRequest, seen: Keypoints, truth: Keypoints) -> None:
@@ -85,8 +70,8 @@ def keypoint_errors(sequences: Sequence[LabelledSequence], source: KeypointSourc
 
     recordings = [CachedRecording.of(sequence.crops, sequence.video) for sequence in sequences]
     tracker = MultistageTracker(observed(source, compare))
-    tracker.track_all(recordings, [one.recording.hand_model for one in recordings])
-    return KeypointErrors(torch.cat(errors).numpy(), np.array(occlusion), np.array(sheet))
+    tracks = tracker.track_all(recordings, [one.recording.hand_model for one in recordings])
+    return tracks, KeypointErrors(torch.cat(errors).numpy(), np.array(occlusion), np.array(sheet))
 
 
 def detection_table(recordings: Iterable[Recording], network: DetNet) -> pd.DataFrame:

@@ -6,7 +6,9 @@ weights it was found with, and refused once these have changed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,7 @@ import pandas as pd
 import torch
 
 from lib.errors import InputError
-from lib.files import working_in
+from lib.files import BROKEN_ARRAYS, load_arrays, working_in, write_atomically
 from lib.filters import OneEuroFilter, search_one_euro
 from lib.machines import in_processes
 from lib.multistage.fit import FIT_WEIGHTS
@@ -25,10 +27,19 @@ from lib.multistage.networks import keypoint_source
 from lib.multistage.sources import KeypointSource
 from lib.multistage.tracker import MultistageTracker
 from lib.rendered.shape import generic_hand
+from lib.study.baseline_accuracy import KeypointErrors, track_with_errors
 from lib.study.baseline_tuning import confidence_table, search_weights
-from lib.study.experiments import END_TO_END, RELEASED_RUNS, REPEATED, experiment_and_seed, trained_weights_path
+from lib.study.experiments import (
+    END_TO_END,
+    PRETRAINING,
+    RELEASED_RUNS,
+    REPEATED,
+    experiment_and_seed,
+    trained_weights_path,
+)
 from lib.study.pinch_detection import precision_and_recall, tuned_threshold
 from lib.study.predictions import (
+    VERSION,
     AllPredictions,
     Predictions,
     Skeleton,
@@ -38,7 +49,14 @@ from lib.study.predictions import (
     weights_hash,
 )
 from lib.study.results import results_folder, save_table
-from lib.study.sequences import LabelledSequence, Split, load_sequences
+from lib.study.sequences import (
+    CROPS_VERSION,
+    LabelledSequence,
+    Split,
+    keep_test_crops,
+    load_sequences,
+    split_fingerprint,
+)
 from lib.study.tables import BASELINE, FILTERED, TEMPORAL, WITH_PINCH
 from lib.tracking import Tracks
 
@@ -79,11 +97,12 @@ def make_predictions(profile: str, data_folder: Path, workers: int, device: str 
     make = partial(predict, profile=profile, data_folder=data_folder, device=device)
     runs = dict.fromkeys((*END_TO_END, *_repeated_runs(profile)))  # each once
     jobs: dict[str, Callable[[], object]] = {}
-    if _has_baseline(profile):  # first: it takes longest
+    if _has_baseline(profile):  # first: they take longest
         jobs[BASELINE] = partial(predict_multistage, profile, data_folder, device=device)
+        jobs[PRETRAINING] = partial(keypoint_errors, PRETRAINING, profile, data_folder)
     jobs |= {run: partial(make, run, without_memory=run in WITHOUT_MEMORY) for run in runs}
     with working_in(results_folder(profile) / "predictions", wait=True):
-        load_sequences(data_folder, "test")  # which cuts their crops, once for all
+        keep_test_crops(data_folder, workers)
         in_processes({n: partial(_without_result, job) for n, job in jobs.items()}, workers, "predictions", "method")
 
 
@@ -111,11 +130,14 @@ def predict_multistage(
 
     def track(sequences: Sequence[LabelledSequence]) -> dict[tuple[str, Skeleton], list[Tracks]]:
         tracker, generic = MultistageTracker(keypoint_source(weights, device)), generic_hand().to(dtype=torch.float64)
+        known, errors = track_with_errors(sequences, tracker.keypoints)
+        if split == "test":
+            _keep_keypoint_errors(KEYPOINTS, profile, data_folder, errors)
         recordings = [CachedRecording.of(s.crops, s.video) for s in sequences]
         scales = [scale or 1.0 for scale in tracker.calibrate_all(recordings, generic)]  # 1 where nothing can be told
         unknown = tracker.track_all(recordings, [generic.scaled(scale) for scale in scales])
         return {
-            (BASELINE, "known"): tracker.track_all(recordings, [one.recording.hand_model for one in recordings]),
+            (BASELINE, "known"): known,
             (BASELINE, "unknown"): [
                 replace(tracks, scale=scale) for tracks, scale in zip(unknown, scales, strict=True)
             ],
@@ -124,6 +146,42 @@ def predict_multistage(
     source = f"{weights_hash(profile, KEYPOINTS)} {FIT_WEIGHTS}"
     made = load_or_predict((BASELINE,), profile, data_folder, source, track, split)
     return {skeleton: predictions for (_, skeleton), predictions in made.items()}
+
+
+def keypoint_errors(network: str, profile: str, data_folder: Path) -> KeypointErrors:
+    """Errors of the keypoints of a KeyNet on the test split while it tracks known skeletons: from a file, or anew.
+
+    Raises InputError if weights or data are missing.
+    """
+    path, made_from = _keypoint_errors_path(network, profile), _keypoint_errors_source(network, profile, data_folder)
+    with suppress(*BROKEN_ARRAYS):
+        stored = load_arrays(path)
+        if json.loads(str(stored.pop("manifest"))) == made_from:
+            return KeypointErrors(**stored)
+    keypoints = keypoint_source(trained_weights(profile, network), "cpu")
+    _, errors = track_with_errors(load_sequences(data_folder, "test"), keypoints)
+    _keep_keypoint_errors(network, profile, data_folder, errors)
+    return errors
+
+
+def _keep_keypoint_errors(network: str, profile: str, data_folder: Path, errors: KeypointErrors) -> None:
+    manifest = np.array(json.dumps(_keypoint_errors_source(network, profile, data_folder)))
+    path = _keypoint_errors_path(network, profile)
+    write_atomically(path, lambda temporary: np.savez(temporary, manifest=manifest, **vars(errors)))
+
+
+def _keypoint_errors_path(network: str, profile: str) -> Path:
+    return results_folder(profile) / "predictions" / f"keypoints_{network}.npz"
+
+
+def _keypoint_errors_source(network: str, profile: str, data_folder: Path) -> dict[str, str | int]:
+    """What errors of keypoints are made from."""
+    return {
+        "source": f"{weights_hash(profile, network)} {FIT_WEIGHTS}",
+        "data": split_fingerprint(data_folder, "test"),
+        "version": VERSION,
+        "crops": CROPS_VERSION,
+    }
 
 
 def _has_baseline(profile: str) -> bool:

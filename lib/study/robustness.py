@@ -8,22 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import torch
 
+from lib.checkpoints import load_network
+from lib.cores import available_cores
 from lib.crop_cache import CropSequence
 from lib.hands import HandModel
+from lib.machines import in_processes
 from lib.multistage.hand_crops import CachedRecording
+from lib.multistage.networks import keypoint_source
 from lib.multistage.sources import KeypointSource
 from lib.multistage.tracker import MultistageTracker
-from lib.network import UmeTrack
 from lib.study.sequences import LabelledSequence
 from lib.study.statistics import error_of, interval, jitter_of
 from lib.study.streams import ExtractedStreams, HandStreams, track
-from lib.tracking import Tracks
+from lib.tracking import Tracks, prepare_for_inference
 from lib.transforms import axis_angle_rotation
 
 NOISE, BLUR_PX, TURNED_DEGREES, MISMEASURED = 15.0, 1.5, 0.5, 1.05
@@ -78,36 +83,51 @@ CONDITIONS: dict[str, tuple[Spoil, float]] = {
 
 
 def robustness_table(sequences: Sequence[LabelledSequence], methods: Mapping[str, Method]) -> pd.DataFrame:
-    """Every method under every condition, told the (mismeasured) skeletons.
+    """Every method under every condition, told the (mismeasured) skeletons; each pair in a process of its own.
 
     Columns: condition, method, mpjpe_mm, low, high (95 % interval over sequences), mpjpa_mm_per_frame2.
     """
-    rows = []
+    jobs = {}
     for condition, (spoil, too_large) in CONDITIONS.items():
         generator = np.random.default_rng(0)
         spoilt = [replace(s, crops=spoil(s.crops, generator)) for s in sequences]
         models = [s.crops.hand_model.scaled(too_large) for s in sequences]
-        for name, method in methods.items():
-            tracks = method(spoilt, models)
-            tracked, valid = [one.tracked_keypoints for one in tracks], [one.valid_tracking for one in tracks]
-            error = interval(error_of(tracked, [s.true_keypoints() for s in sequences], valid))
-            row = {"condition": condition, "method": name, "mpjpe_mm": error.value, "low": error.low}
-            rows.append(row | {"high": error.high, "mpjpa_mm_per_frame2": jitter_of(tracked, valid).mean})
+        jobs |= {(condition, name): partial(method, spoilt, models) for name, method in methods.items()}
+    rows = []
+    for (condition, name), tracks in in_processes(jobs, available_cores(), "robustness", "case").items():
+        tracked, valid = [one.tracked_keypoints for one in tracks], [one.valid_tracking for one in tracks]
+        error = interval(error_of(tracked, [s.true_keypoints() for s in sequences], valid))
+        row = {"condition": condition, "method": name, "mpjpe_mm": error.value, "low": error.low}
+        rows.append(row | {"high": error.high, "mpjpa_mm_per_frame2": jitter_of(tracked, valid).mean})
     return pd.DataFrame(rows)
 
 
-def end_to_end(network: UmeTrack) -> Method:
-    """A network as a method; it must be prepared for inference."""
-    device = next(network.parameters()).device
-    return lambda sequences, models: track(ExtractedStreams(network, HandStreams(sequences, device)), models)[0]
+def end_to_end(weights: Path) -> Method:
+    """The network of a file as a method."""
+    return partial(_track_end_to_end, weights)
 
 
-def multistage(keypoints: KeypointSource) -> Method:
-    """The baseline on labelled crops as a method; its cameras are where the crops, not their videos, say."""
+def _track_end_to_end(
+    weights: Path, sequences: Sequence[LabelledSequence], models: Sequence[HandModel]
+) -> list[Tracks]:
+    network = prepare_for_inference(load_network(weights))
+    return track(ExtractedStreams(network, HandStreams(sequences)), models)[0]
 
-    def track_all(sequences: Sequence[LabelledSequence], models: Sequence[HandModel]) -> list[Tracks]:
-        recordings = [CachedRecording.of(s.crops, None) for s in sequences]
-        doubled = [model.to(dtype=torch.float64) for model in models]
-        return MultistageTracker(keypoints).track_all(recordings, doubled)
 
-    return track_all
+def multistage(weights: Path) -> Method:
+    """The baseline with the KeyNet of a file, on labelled crops, as a method."""
+    return partial(_track_multistage, weights)
+
+
+def _track_multistage(
+    weights: Path, sequences: Sequence[LabelledSequence], models: Sequence[HandModel]
+) -> list[Tracks]:
+    return track_cached(keypoint_source(weights, "cpu"), sequences, models)
+
+
+def track_cached(
+    keypoints: KeypointSource, sequences: Sequence[LabelledSequence], models: Sequence[HandModel]
+) -> list[Tracks]:
+    """The baseline's tracks; its cameras are where the crops, not their videos, say."""
+    recordings = [CachedRecording.of(s.crops, None) for s in sequences]
+    return MultistageTracker(keypoints).track_all(recordings, [model.to(dtype=torch.float64) for model in models])

@@ -6,9 +6,11 @@ out of the videos once and kept in the form of the training cache, whose middle 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +23,7 @@ from lib.crop_cache import CropSequence, Region, crop_sequence
 from lib.errors import InputError
 from lib.files import MM, fingerprint, read_json
 from lib.hands import HANDS, for_hand
+from lib.machines import in_processes
 from lib.recordings import Recording, read_recording
 from lib.study.experiments import listed_files, split_users
 
@@ -83,6 +86,25 @@ def load_sequences(folder: Path, split: Split, workers: int = 2) -> list[Labelle
     Crops of test recordings are taken the first time, and kept below `folder`/test_crops under the fingerprint of the
     recordings. Raises InputError if anything is missing or broken.
     """
+    loads = _loads(folder, split)
+    with ThreadPoolExecutor(workers) as pool:
+        loaded = pool.map(lambda load: load(), loads)
+        return list(tqdm(loaded, f"crops of the {split} split", len(loads), unit="sequence"))
+
+
+def keep_test_crops(folder: Path, workers: int) -> None:
+    """Take the crops of all test recordings, in processes, so that they need but be loaded. Raises InputError."""
+    jobs = {index: partial(_without_result, load) for index, load in enumerate(_loads(folder, "test"))}
+    in_processes(jobs, workers, "crops of the test split", "sequence")
+
+
+def _without_result(load: Callable[[], LabelledSequence]) -> None:
+    """What it leaves is in files; what it returns need not travel between processes."""
+    load()
+
+
+def _loads(folder: Path, split: Split) -> list[Callable[[], LabelledSequence]]:
+    """What loads each sequence of a split."""
     index = _index(folder, split)
     if split == "validation":
         load, (_, stems) = _load_validation, split_users(folder, listed_files(folder, "crops"))
@@ -90,14 +112,12 @@ def load_sequences(folder: Path, split: Split, workers: int = 2) -> list[Labelle
         load, stems = _load_test, sorted({(folder / path).with_suffix("") for path in index["sha256"]})
     motions = {(s["user"], s["index"]): s["protocol"] for s in index["sequences"]}
     kept = folder / "test_crops" / f"{index['fingerprint']}-{CROPS_VERSION}"
-
-    def load_one(stem: Path) -> LabelledSequence:
+    loads = []
+    for stem in stems:
         protocol, _, user, recording = stem.parts[-4:]
         motion = motions[int(user.removeprefix("user_")), int(recording.removeprefix("recording_"))]
-        return load(SequenceName(f"{protocol}/{user}/{recording}", motion), stem, kept)
-
-    with ThreadPoolExecutor(workers) as pool:
-        return list(tqdm(pool.map(load_one, stems), f"crops of the {split} split", len(stems), unit="sequence"))
+        loads.append(partial(load, SequenceName(f"{protocol}/{user}/{recording}", motion), stem, kept))
+    return loads
 
 
 def _index(folder: Path, split: Split) -> dict:

@@ -1,0 +1,58 @@
+"""How the modules of lib depend on one another."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+
+def imports_of(path: Path, modules: dict[str, Path]) -> set[str]:
+    """The modules of lib that a module imports anywhere in its text."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "lib":
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in modules else node.module for name in names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "lib"}
+    return found
+
+
+@pytest.fixture(scope="module")
+def arrows() -> dict[str, set[str]]:
+    """What each module imports."""
+    paths = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "lib").rglob("*.py")}
+    modules = {name.removesuffix(".__init__"): path for path, name in paths.items()}
+    return {name: imports_of(path, modules) - {name} for name, path in modules.items()}
+
+
+def test_only_the_command_line_imports_the_study(arrows):
+    outside = {name: found for name, found in arrows.items() if not name.startswith("lib.study") and name != "lib.cli"}
+    assert len(outside) > 40
+    assert not [(name, other) for name, found in outside.items() for other in found if other.startswith("lib.study")]
+
+
+def test_no_imports_in_circles(arrows):
+    rest = dict(arrows)
+    while free := [name for name, found in rest.items() if not found & rest.keys()]:
+        for name in free:
+            del rest[name]
+    assert not rest
+
+
+def test_rooms_keep_to_themselves(arrows):
+    assert not [
+        name for name, found in arrows.items() if name.startswith("lib.rendered") and "multistage" in str(found)
+    ]
+    assert "lib.network" not in arrows["lib.crops"]
+    for name in ("crop_cache", "clips", "training", "clip_training"):
+        assert "lib.tracking" not in arrows[f"lib.{name}"]
+
+
+def test_the_entrance_is_small(arrows):
+    """Directly in lib lie the modules of the method, and what they need."""
+    assert (
+        sum(name.count(".") == 1 for name in arrows) - len(("__main__", "multistage", "rendered", "study", "formats"))
+        <= 22
+    )
