@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import torch
 from conftest import tiny_network, tiny_recording
-from lib.study.baseline_benchmark import benchmark_multistage
 from simulated_gpu import SimulatedGpu
 from tiny_runs import CONFIG, made_up_data, sequence_of
 
@@ -25,7 +24,7 @@ from lib.multistage.networks import detector, keypoint_source
 from lib.multistage.tracker import MultistageTracker
 from lib.recordings import Recording, read_recording
 from lib.rendered.shape import generic_hand
-from lib.study.benchmarks import benchmark_tracking
+from lib.study.benchmarks import benchmark_multistage, benchmark_tracking
 from lib.study.sequences import LabelledSequence
 from lib.study.streams import ExtractedStreams, HandStreams, track, track_both
 from lib.tracking import Tracker, prepare_for_inference

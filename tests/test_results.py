@@ -62,5 +62,5 @@ def test_only_runs_that_have_ended_have_curves(tmp_path, monkeypatch):
 
 
 def test_outside_a_checkout_the_commit_is_unknown(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr("lib.machines.CODE", tmp_path)
     assert commit() == "unknown"

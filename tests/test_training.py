@@ -24,7 +24,7 @@ from lib.files import read_json, sha256_of
 from lib.losses import LossWeights
 from lib.multistage.keypoints import KeyNet, KeyNetConfig, pretrain
 from lib.rendered.shape import generic_hand
-from lib.study.experiments import REFERENCE_NETWORK, beginning, experiment, train_experiment
+from lib.study.experiments import REFERENCE_NETWORK, beginning, configuration, train_experiment
 from lib.training import Run, draw_examples, fit_to_minutes, thinned
 
 
@@ -147,7 +147,7 @@ def test_a_run_that_begins_with_another_network_is_bound_to_it(data, tmp_path):
 def test_what_a_training_begins_with_must_have_been_trained(tmp_path, monkeypatch):
     monkeypatch.setattr("lib.study.experiments.results_folder", lambda profile: tmp_path / profile)
     with pytest.raises(InputError, match=r"run python -m lib train keynet_image_only --profile smoke first"):
-        beginning(experiment("full", "smoke"), "smoke")
+        beginning(configuration("full", "smoke"), "smoke")
     assert beginning(CONFIG, "smoke") is None
 
 

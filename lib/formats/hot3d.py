@@ -23,7 +23,7 @@ from lib.errors import InputError
 from lib.files import describing, read_json, read_text
 from lib.formats import checks
 from lib.formats.archives import read_members
-from lib.formats.checks import MAX_SIDE, json_array, whole_number
+from lib.formats.checks import MAX_SIDE, Json, json_array, whole_number
 from lib.formats.hand_files import hand_from_json, read_hand
 from lib.hands import HAND_NAMES, NUM_FINGER_JOINTS, NUM_JOINTS, HandModel
 from lib.transforms import homogeneous, quaternion_rotation

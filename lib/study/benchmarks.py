@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,9 +20,14 @@ from lib.clips import ClipSource
 from lib.crop_cache import CACHE_SIZE, CropSequence
 from lib.crops import choose_crop_cameras, take_crops
 from lib.hands import HANDS, HandModel, for_hand
-from lib.machines import Precision, machine, native_precision, processor
+from lib.machines import Precision, machine, native_precision, processor, start_worker
+from lib.multistage.sources import Detector, KeypointSource
+from lib.multistage.tracker import MultistageTracker
 from lib.network import NetworkConfig, TemporalState, UmeTrack
 from lib.recordings import Recording
+from lib.rendered.dataset import SequenceKey, sample_sequence
+from lib.rendered.motion import PROTOCOLS
+from lib.rendered.raster import render_frame
 from lib.tracking import advance, prepare_for_inference
 from lib.training import Run
 
