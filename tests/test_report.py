@@ -127,7 +127,7 @@ def test_marks_that_are_missing(results, readme, text):
 @pytest.mark.parametrize("missing", ["tables/claims.csv", "tables/table3_multistage.csv"])
 def test_missing_results_leave_the_readme_alone(results, readme, missing, monkeypatch, capsys):
     (results / missing).unlink()
-    monkeypatch.setattr("lib.cli.ROOT", readme.parent)
+    monkeypatch.setattr("lib.cli.study.ROOT", readme.parent)
     before = readme.read_text()
     assert main(["report", "--profile", "tiny"]) == 2
     assert "run make study PROFILE=tiny" in capsys.readouterr().err

@@ -1,0 +1,81 @@
+"""Arguments that several commands take, and their types."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import torch
+
+from lib.cores import available_cores
+from lib.machines import PRECISIONS
+
+
+def add_profile(command: argparse.ArgumentParser) -> None:
+    """Add --profile and --data."""
+    command.add_argument("--profile", default="reference", help="smoke or reference")
+    command.add_argument("--data", type=Path, help="folder of the rendered dataset (default: data/PROFILE)")
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    """Add --device; a command that has it computes here."""
+    fastest = "cuda" if torch.cuda.is_available() else "cpu"
+    command.add_argument("--device", type=_device, default=fastest)
+
+
+def add_workers(command: argparse.ArgumentParser) -> None:
+    """Add --workers."""
+    command.add_argument(
+        "--workers", type=positive, default=available_cores(), help="processes (default: one per core)"
+    )
+
+
+def add_method(command: argparse.ArgumentParser) -> None:
+    """Add --method and --crops."""
+    command.add_argument("--method", choices=("umetrack", "multistage"), default="umetrack")
+    command.add_argument(
+        "--crops",
+        choices=("labelled", "own"),
+        default="labelled",
+        help="multistage: crop around the labelled hands, or detect hands and follow them",
+    )
+
+
+def add_precision(command: argparse.ArgumentParser) -> None:
+    """Add --precision."""
+    command.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of the trained convolutions (default: what the device multiplies natively)",
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number above zero."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text}")
+    return int(text)
+
+
+def above_zero(text: str) -> float:
+    """A finite number above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above zero, got {text}")
+    return value
+
+
+def _device(text: str) -> str:
+    try:
+        device = torch.device(text)
+        if device.type != "cuda":
+            torch.empty(0, device=device)
+        elif (device.index or 0) >= torch.cuda.device_count():  # asked without taking memory there
+            raise RuntimeError(f"there are {torch.cuda.device_count()} GPUs")
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"no device {text} here: {str(error).splitlines()[0]}") from error
+    return text

@@ -1,0 +1,212 @@
+"""The commands that make the study: rendering, training, predictions, tables of times."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from lib.checkpoints import load_network
+from lib.cli.arguments import above_zero, add_device, add_method, add_precision, add_profile, add_workers, positive
+from lib.cli.track import check_trackable, is_multistage, stages
+from lib.errors import InputError
+from lib.machines import process_group
+from lib.network import UmeTrack
+from lib.recordings import read_recording
+from lib.rendered.dataset import PROFILES, render_dataset
+from lib.rendered.shape import generic_hand
+from lib.study.benchmarks import benchmark_multistage, benchmark_rendering, benchmark_tracking, benchmark_training
+from lib.study.experiments import EXPERIMENTS, PUBLISHED_NETWORK, REFERENCE_NETWORK, train_experiment
+from lib.study.methods import make_predictions
+from lib.study.methods import tune as tune_methods
+from lib.study.recipe import VARIANTS
+from lib.study.recipe import search as search_recipe
+from lib.study.report import write_report
+from lib.study.results import ROOT
+from lib.study.settings import read_settings
+
+
+def _add_render(commands) -> None:
+    command = commands.add_parser("render", help="render the dataset: test recordings and the training cache")
+    command.set_defaults(run=render)
+    command.add_argument("--profile", default="reference", help="smoke or reference")
+    command.add_argument(
+        "--output", type=Path, required=True, help="folder of the dataset; what it holds already is kept"
+    )
+    command.add_argument("--split", choices=("train", "test"), help="default: both")
+    add_workers(command)
+    command.add_argument(
+        "--scale", type=above_zero, default=1.0, help="sequences per user, as a multiple of the profile's"
+    )
+
+
+def render(options: argparse.Namespace) -> None:
+    """Render a split of the dataset, or what is missing of it."""
+    if options.profile not in PROFILES:
+        raise InputError(f"no profile {options.profile}; there are {', '.join(PROFILES)}")
+    for split in ("train", "test") if options.split is None else (options.split,):
+        print(render_dataset(PROFILES[options.profile], split, options.output, options.workers, options.scale))
+
+
+def _add_train(commands) -> None:
+    command = commands.add_parser("train", help="train an experiment; several processes by torchrun")
+    command.set_defaults(run=train)
+    command.add_argument("experiment", help=f"one of {', '.join(EXPERIMENTS)}")
+    add_profile(command)
+    command.add_argument(
+        "--minutes", type=above_zero, help="train as long as this takes, instead of the profile's steps"
+    )
+    command.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    command.add_argument("--seed", type=int, default=0, help="another one trains EXPERIMENT_seedN")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change the configuration: weights.temporal=0.5",
+    )
+    command.add_argument("--name", help="of a training that is no experiment of the study: required with --set")
+    command.add_argument("--compile", action="store_true", help="compile the convolutions")
+    add_precision(command)
+    add_device(command)
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train an experiment, or go on with it."""
+    with process_group(options.device):
+        train_experiment(
+            options.experiment,
+            options.profile,
+            _data(options),
+            generic_hand(),
+            options.device,
+            options.minutes,
+            options.resume,
+            options.compile,
+            options.seed,
+            options.precision,
+            read_settings(options.set),
+            options.name,
+        )
+
+
+def _add_experiments(commands) -> None:
+    command = commands.add_parser("experiments", help="list what there is to train")
+    command.set_defaults(run=list_experiments)
+
+
+def list_experiments(options: argparse.Namespace) -> None:
+    """Print the names of what there is to train."""
+    print(*EXPERIMENTS, sep="\n")
+
+
+def _add_predict(commands) -> None:
+    command = commands.add_parser("predict", help="track the test split by every method, where that is not done yet")
+    command.set_defaults(run=predict)
+    add_profile(command)
+    add_workers(command)
+    add_device(command)
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Make what is missing of the predictions that tables and figures are made of."""
+    workers = 1 if options.device.startswith("cuda") else options.workers
+    make_predictions(options.profile, _data(options), workers, options.device)
+
+
+def _add_search(commands) -> None:
+    command = commands.add_parser("search", help="train variants of the recipe, briefly; adds to tables/recipe.csv")
+    command.set_defaults(run=search)
+    command.add_argument("variants", nargs="*", help="default: all of them")
+    command.add_argument("--crops", type=positive, default=200_000, help="how many crops each of them sees")
+    add_precision(command)
+    add_profile(command)
+    add_device(command)
+
+
+def search(options: argparse.Namespace) -> None:
+    """Compare training recipes and print the table."""
+    data = _data(options)
+    names = options.variants or list(VARIANTS)
+    table = search_recipe(
+        options.profile, data, generic_hand(), options.device, options.crops, names, options.precision
+    )
+    print(table.to_string(index=False))
+
+
+def _add_tune(commands) -> None:
+    command = commands.add_parser("tune", help="tune on validation users what the methods leave open")
+    command.set_defaults(run=tune)
+    command.add_argument(
+        "names", nargs="*", help="one_euro, fit_weights, hand_confidence, pinch_thresholds (default: all)"
+    )
+    add_profile(command)
+    add_device(command)
+
+
+def tune(options: argparse.Namespace) -> None:
+    """Tune on validation users what the methods leave open, and print the tables."""
+    data = _data(options)
+    tables = tune_methods(options.profile, data, options.device, options.names)
+    for table in tables.values():
+        print(table.drop(columns=table.filter(like="sha256")).to_string(index=False), end="\n\n")
+
+
+def _add_report(commands) -> None:
+    command = commands.add_parser("report", help="write the results section of README.md from the tables")
+    command.set_defaults(run=report)
+    command.add_argument("--profile", default="reference", help="smoke or reference")
+
+
+def report(options: argparse.Namespace) -> None:
+    """Write the results into the README."""
+    write_report(options.profile, ROOT / "README.md")
+
+
+def _add_benchmark(commands) -> None:
+    command = commands.add_parser("benchmark", help="time tracking, training or rendering")
+    command.set_defaults(run=benchmark)
+    command.add_argument("what", choices=("tracking", "training", "rendering"))
+    command.add_argument("--recording", type=Path, help="what is tracked")
+    add_method(command)
+    command.add_argument("--weights", type=Path, help="as of track (default: published network, random weights)")
+    command.add_argument("--repeats", type=positive, default=5, help="how often everything is measured")
+    add_workers(command)
+    command.add_argument("--threads", type=positive, help="CPU threads (default: one per free core)")
+    add_precision(command)
+    add_device(command)
+
+
+def benchmark(options: argparse.Namespace) -> None:
+    """Time tracking, training or rendering and print a table."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.what == "tracking":
+        if options.recording is None:
+            raise InputError("benchmark tracking needs --recording FILE.mp4")
+        recording = read_recording(options.recording)
+        check_trackable(options, recording)
+        if is_multistage(options):
+            if options.weights is None:
+                raise InputError("benchmark tracking --method multistage needs --weights FOLDER")
+            table = benchmark_multistage(recording, *stages(options), options.device, options.repeats)
+        else:
+            network = load_network(options.weights) if options.weights else UmeTrack()
+            table = benchmark_tracking(recording, network, options.device, options.repeats)
+    elif options.what == "training":
+        networks = {"published": PUBLISHED_NETWORK, "reference": REFERENCE_NETWORK}
+        table = benchmark_training(networks, options.device, 4 * options.repeats, options.precision)
+    else:
+        table = benchmark_rendering(options.workers, options.repeats)
+    print(table.to_string(index=False, float_format="{:.2f}".format, na_rep=""))
+
+
+def _data(options: argparse.Namespace) -> Path:
+    return options.data or ROOT / "data" / options.profile
+
+
+ADD_COMMANDS = (
+    _add_render, _add_train, _add_experiments, _add_predict, _add_search, _add_tune, _add_report, _add_benchmark
+)  # fmt: skip
+"""What adds each of these commands to the parser."""
