@@ -21,7 +21,7 @@ from torch import Tensor
 from lib.cameras import Pinhole, PosedCamera
 from lib.crops import MAX_VIEWS, MIN_LANDMARKS_SEEN, choose_views, sample, source_pixels
 from lib.errors import InputError
-from lib.files import BROKEN_ARRAYS, check_shapes, load_arrays, write_atomically
+from lib.files import BROKEN_ARRAYS, check_shapes, load_arrays, save_arrays, write_atomically
 from lib.hands import NUM_BONES, NUM_JOINTS, NUM_LANDMARKS, HandModel
 from lib.recordings import Recording
 
@@ -59,7 +59,7 @@ class CropSequence:
         arrays = {name: getattr(self, name) for name in _LABELS}
         arrays |= {name: getattr(self.hand_model, name).float().numpy() for name in _SKELETON}
         write_atomically(path.with_suffix(".npy"), lambda temporary: np.save(temporary, self.images))
-        write_atomically(path.with_suffix(".npz"), lambda temporary: np.savez(temporary, **arrays))
+        save_arrays(path.with_suffix(".npz"), arrays)
 
     @staticmethod
     def load(path: Path) -> CropSequence:
@@ -188,7 +188,7 @@ class ViewSequence:
 
     def save(self, path: Path) -> None:
         """Write `path`.npz, under its final name only when complete."""
-        write_atomically(path.with_suffix(".npz"), lambda temporary: np.savez(temporary, **vars(self)))
+        save_arrays(path.with_suffix(".npz"), vars(self))
 
     @staticmethod
     def load(path: Path) -> ViewSequence:

@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lib.crops import Crops, make_crops
 from lib.errors import InputError
-from lib.files import MM, write_atomically
+from lib.files import MM, save_arrays
 from lib.hands import HANDS, NUM_LANDMARKS, HandModel, for_hand
 from lib.network import Features, HandPrediction, TemporalState, UmeTrack
 from lib.recordings import Recording
@@ -64,12 +64,7 @@ class Tracks:
         arrays["valid_tracking"] = self.valid_tracking
         if self.scale is not None:
             arrays["scale"] = np.float64(self.scale)
-
-        def write(temporary: Path) -> None:
-            with temporary.open("wb") as file:  # np.savez would append .npz to a name without it
-                np.savez(file, **arrays)
-
-        write_atomically(path, write)
+        save_arrays(path, arrays)
 
 
 def prepare_for_inference(network: Network) -> Network:

@@ -8,10 +8,10 @@ from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
 from lib.hands import HandModel
+from lib.rendered.bodies import FOREARM, UPPER_ARM
 
 _HAND_LENGTH = 0.185
 _SHOULDER = np.array([-0.17, 0.27, -0.10])
-_UPPER_ARM, _FOREARM = 0.29, 0.27
 _BOX = np.array([[-0.36, 0.0], [-0.10, 0.40], [0.14, 0.50]])
 """Where hands work: from beyond the shoulder to across the body's middle, from eye level to the lap."""
 _AWAY = np.array([[-0.60, -0.25], [0.05, 0.60], [-0.30, 0.10]])
@@ -31,7 +31,7 @@ def sample_position(scale: float, generator: np.random.Generator, away: bool = F
     """A wrist position within reach of the left arm, in front of the user or (`away`) beside the body."""
     box = _AWAY if away else _BOX
     positions = generator.uniform(box[:, 0], box[:, 1], (200, 3))
-    from_shoulder = np.linalg.norm(positions - scale * _SHOULDER, axis=1) / (scale * (_UPPER_ARM + _FOREARM))
+    from_shoulder = np.linalg.norm(positions - scale * _SHOULDER, axis=1) / (scale * (UPPER_ARM + FOREARM))
     from_headset = np.linalg.norm(positions, axis=1)
     reachable = (from_shoulder > 0.35) & (from_shoulder < 0.95)
     reachable &= (HEADSET_DISTANCE[0] < from_headset) & (from_headset < HEADSET_DISTANCE[1])
@@ -72,7 +72,7 @@ def mirrored(body_from_wrist: Float[np.ndarray, "*batch 4 4"]) -> Float[np.ndarr
 
 def _forearm(wrist: np.ndarray, scale: float, swivel: float) -> np.ndarray:
     """Axes of a straight left hand with its thumb up: x along the forearm, z to the upper arm, y to the outside."""
-    shoulder, upper, fore = scale * _SHOULDER, scale * _UPPER_ARM, scale * _FOREARM
+    shoulder, upper, fore = scale * _SHOULDER, scale * UPPER_ARM, scale * FOREARM
     reach = min(np.linalg.norm(wrist - shoulder), 0.999 * (upper + fore))
     axis = _unit(wrist - shoulder)
     along = (reach**2 + upper**2 - fore**2) / (2 * reach)

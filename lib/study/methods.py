@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from lib.errors import InputError
-from lib.files import BROKEN_ARRAYS, load_arrays, working_in, write_atomically
+from lib.files import BROKEN_ARRAYS, load_arrays, save_arrays
 from lib.filters import OneEuroFilter, search_one_euro
 from lib.machines import in_processes
 from lib.multistage.fit import FIT_WEIGHTS
@@ -166,8 +166,7 @@ def keypoint_errors(network: str, profile: str, data_folder: Path) -> KeypointEr
 
 def _keep_keypoint_errors(network: str, profile: str, data_folder: Path, errors: KeypointErrors) -> None:
     manifest = np.array(json.dumps(_keypoint_errors_source(network, profile, data_folder)))
-    path = _keypoint_errors_path(network, profile)
-    write_atomically(path, lambda temporary: np.savez(temporary, manifest=manifest, **vars(errors)))
+    save_arrays(_keypoint_errors_path(network, profile), {"manifest": manifest, **vars(errors)})
 
 
 def _keypoint_errors_path(network: str, profile: str) -> Path:

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 
 from lib.checkpoints import load_network
 from lib.errors import InputError
-from lib.files import BROKEN_ARRAYS, load_arrays, sha256_of, write_atomically
+from lib.files import BROKEN_ARRAYS, load_arrays, save_arrays, sha256_of
 from lib.filters import OneEuroFilter
 from lib.hands import HandModel
 from lib.machines import commit
@@ -138,12 +138,7 @@ class Predictions:
         arrays = {"manifest": np.array(json.dumps(manifest))}
         for index, sequence in enumerate(self.sequences):
             arrays |= {f"{index:04d}/{field.name}": np.array(getattr(sequence, field.name)) for field in _FIELDS}
-
-        def write(temporary: Path) -> None:
-            with temporary.open("wb") as file:
-                np.savez(file, **arrays)
-
-        write_atomically(path, write)
+        save_arrays(path, arrays)
 
 
 AllPredictions = Mapping[tuple[str, Skeleton], Predictions]
