@@ -40,8 +40,8 @@ class ClipTrainingConfig(TrainingConfig):
     clips of `clip_frames`; each phase has a schedule of its own. A batch holds as many clips as make `hands` hands,
     each in one or two views. Source: §5.1. Deviation: clip lengths and batch, which the paper leaves open or chooses
     for nine GPUs; phases of unequal length; a memory that comes with the second phase, since on single frames there is
-    nothing to remember; encoders that begin as a KeyNet's; sheets, pinches drawn more often, and told skeletons that
-    are wrong. So few clips are in a batch of the second phase, and their frames so alike, that their mean and variance
+    nothing to remember; encoders that begin as a KeyNet's; occluders, pinches drawn more often, and noisy input
+    skeletons. So few clips are in a batch of the second phase, and their frames so alike, that their mean and variance
     say little, and that it forgets at the rate of the first: the statistics are kept, the rate is lower, and the
     augmentation milder.
     """
@@ -58,7 +58,7 @@ class ClipTrainingConfig(TrainingConfig):
     pose_clip_frames: int = 1
     clip_frames: int = 8
     validation_hands: int = 768
-    told: SkeletonNoise = field(default_factory=SkeletonNoise)
+    skeleton_noise: SkeletonNoise = field(default_factory=SkeletonNoise)
     pinch_copies: int = PINCH_COPIES
     occluded: float = 0.25
     """Share of the clips of the second phase in which a sheet passes before the hand: rendered training sequences have
@@ -82,7 +82,7 @@ class ClipTrainingConfig(TrainingConfig):
         """The network that a step trains: on single frames there is nothing to remember, so no temporal module."""
         return replace(self.network, temporal_module=self.network.temporal_module and step >= self.pose_steps)
 
-    def lasting(self, steps: int) -> ClipTrainingConfig:
+    def with_steps(self, steps: int) -> ClipTrainingConfig:
         """The same training in another number of steps, phases in proportion, of which a tenth at most warms up."""
         pose_steps = steps * self.pose_steps // self.steps
         shortest = min(phase for phase in (pose_steps, steps - pose_steps) if phase)
@@ -107,7 +107,7 @@ class ClipData:
 
 
 @dataclass(frozen=True)
-class Beginning:
+class PretrainedEncoder:
     """What an image encoder begins as: puts the weights of a file into it, whose hash it knows."""
 
     load: Callable[[Backbone], None]
@@ -121,19 +121,19 @@ class ClipTraining(Task):
     config: ClipTrainingConfig
     data: ClipData
     generic_hand: HandModel
-    beginning: Beginning | None = None
-    watched = "known_mpjpe_mm"
+    encoder: PretrainedEncoder | None = None
+    progress_metric = "known_mpjpe_mm"
 
     @property
     def sources(self) -> Mapping[str, str]:
         """What it learns from."""
-        return super().sources | ({} if self.beginning is None else {"pretrained": self.beginning.sha256})
+        return super().sources | ({} if self.encoder is None else {"pretrained": self.encoder.sha256})
 
     def learner(self, device: torch.device, step: int) -> ClipLearner:
         """A new network as the phase of the step has it, and what its losses need."""
         network = UmeTrack(self.config.network_at(step))
-        if self.beginning is not None:
-            self.beginning.load(network.backbone)
+        if self.encoder is not None:
+            self.encoder.load(network.backbone)
         return ClipLearner(network.to(device), self.generic_hand.to(device, torch.float32))
 
     def second_phase(self, learner: ClipLearner) -> ClipLearner:
@@ -146,7 +146,7 @@ class ClipTraining(Task):
             network.eval()
             features = [network.extract(self.batch(step, 0, 1).crops) for step in range(BATCHES_TO_BEGIN_WITH)]
         remembering = self.learner(device, self.config.pose_steps)
-        remembering.network.begin_remembering(torch.cat(features))
+        remembering.network.initialise_temporal_module(torch.cat(features))
         remembering.network.load_state_dict(remembering.network.state_dict() | network.state_dict())
         return remembering
 
@@ -158,7 +158,7 @@ class ClipTraining(Task):
         first = step < config.pose_steps
         augmentation = config.augmentation if first else config.second_augmentation
         batch = self.data.train.batch(chosen, frames, augmentation, generator)
-        batch = batch.misinformed(config.told, generator)
+        batch = batch.with_noisy_skeletons(config.skeleton_noise, generator)
         return batch if first else batch.occluded(config.occluded, generator)
 
     def losses(self, learner: nn.Module, batch: ClipBatch, step: int) -> Losses:
@@ -168,7 +168,7 @@ class ClipTraining(Task):
         return learner(batch, self.config.weights_at(step))
 
     def validate(self, learner: ClipLearner, source: ClipSource, step: int) -> Losses:
-        """The terms of the loss on clips that are as long as those that the step trains on, told true skeletons."""
+        """The terms of the loss on clips that are as long as those that the step trains on, with exact skeletons."""
         frames = self.config.clip_frames_at(step)
         chosen, generator = draw_examples(source.clips(frames), self.config.validation_hands // frames, seed=0, step=0)
         batch = source.batch(chosen, frames, NO_AUGMENTATION, generator)
@@ -198,7 +198,7 @@ class ClipLearner(nn.Module):
         """
         features = clip_features(self.network, batch)
         true = batch.landmarks()
-        known = self.network.known(features, batch.crops, batch.told_model)
+        known = self.network.known(features, batch.crops, batch.input_model)
         terms = _terms(known, batch.hand_model, batch, true, torch.ones_like(batch.pinch), weights, "known")
         total = terms["known_loss"]
         two = batch.crops.two_views

@@ -40,7 +40,7 @@ class Augmentation:
     gain: float = 0.2
     single_view: float = 0.3
     """Share of clips of which only one view is kept, whichever."""
-    size: float = 0.05
+    world_scale: float = 0.05
     """Of the logarithm of the factor by which a clip's whole world is enlarged, hand and headset alike. The pictures
     stay as they are, so that few users give hands of every size."""
 
@@ -51,14 +51,14 @@ NO_AUGMENTATION = Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class SkeletonNoise:
-    """How wrong the skeleton is that regressor K is told: standard deviations, each clip drawn anew.
+    """Noise on the input skeleton of regressor K: standard deviations, drawn for each clip.
 
-    Rendered hands fit their skeletons to the bit, scanned and calibrated ones do not: who trusts the size alone places
-    these at a wrong distance. And a skeleton that is always right is a name, by which a network knows its users.
-    Deviation: the paper does not say that it tells its network anything but the truth.
+    Rendered hands fit their skeletons exactly, scanned and calibrated ones do not: a network that trusts the size alone
+    places these at a wrong distance. Noise also prevents the network from identifying training users by their skeleton.
+    Deviation: the paper mentions no such noise.
     """
 
-    size: float = 0.05
+    scale: float = 0.05
     """Of the logarithm of the size of the hand."""
     finger: float = 0.04
     """Of the logarithm of the factor on the positions of each finger's joints, beside that of the hand."""
@@ -66,7 +66,7 @@ class SkeletonNoise:
     """Of each coordinate of the joint axes, which have length 1: 0.07 turns one by 5 degrees in the mean."""
 
 
-TRUE_SKELETON = SkeletonNoise(size=0.0, finger=0.0, axis=0.0)
+TRUE_SKELETON = SkeletonNoise(scale=0.0, finger=0.0, axis=0.0)
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ class ClipBatch:
 
     crops: Crops
     hand_model: HandModel
-    told_model: HandModel
-    """The hand as regressor K is told of it."""
+    input_model: HandModel
+    """The hand whose skeleton regressor K receives."""
     joint_angles: Float[Tensor, "frames clips 22"]
     world_from_wrist: Float[Tensor, "frames clips 4 4"]
     pinch: Bool[Tensor, "frames clips"]
-    size: Float[Tensor, "clips"]
+    world_scale: Float[Tensor, "clips"]
     """By what the augmentation has enlarged the world, hands and cameras, about its origin."""
 
     def __len__(self) -> int:
@@ -102,8 +102,8 @@ class ClipBatch:
         wrists = for_hand(self.world_from_wrist.flatten(0, 1), self.crops.hand)
         return self.hand_model.landmarks(self.joint_angles.flatten(0, 1), wrists)
 
-    def misinformed(self, noise: SkeletonNoise, generator: torch.Generator) -> ClipBatch:
-        """The same clips, each told a wrong skeleton, the same one in all its frames."""
+    def with_noisy_skeletons(self, noise: SkeletonNoise, generator: torch.Generator) -> ClipBatch:
+        """The same clips with a noisy input skeleton each, the same one in all its frames."""
         if noise == TRUE_SKELETON:
             return self
         frames, clips = self.shape
@@ -112,13 +112,13 @@ class ClipBatch:
             values = deviation * torch.randn(clips, *shape, generator=generator)
             return values.to(self.pinch.device).repeat(frames, *(1 for _ in shape))
 
-        size, fingers, turns = drawn(noise.size), drawn(noise.finger, 5, 1), drawn(noise.axis, 22, 3)
-        told = self.hand_model.scaled(size.exp())
-        joints, wrist = told.joint_rest_positions.tensor_split((20,), dim=1)
+        scale, fingers, turns = drawn(noise.scale), drawn(noise.finger, 5, 1), drawn(noise.axis, 22, 3)
+        noisy = self.hand_model.scaled(scale.exp())
+        joints, wrist = noisy.joint_rest_positions.tensor_split((20,), dim=1)
         joints = joints * fingers.exp().repeat_interleave(4, dim=1)
-        axes = normalize(told.joint_rotation_axes + turns, dim=-1)
-        told = replace(told, joint_rotation_axes=axes, joint_rest_positions=torch.cat((joints, wrist), dim=1))
-        return replace(self, told_model=told)
+        axes = normalize(noisy.joint_rotation_axes + turns, dim=-1)
+        noisy = replace(noisy, joint_rotation_axes=axes, joint_rest_positions=torch.cat((joints, wrist), dim=1))
+        return replace(self, input_model=noisy)
 
     def occluded(self, share: float, generator: torch.Generator) -> ClipBatch:
         """The same clips; in a share of them a plain sheet passes before the hand, in all views alike.
@@ -219,7 +219,7 @@ class ClipSource:
         labels = {name: values[frame, hand] for name, values in self.labels.items()}
         draws = _Draws.sample(frames, len(clips), augmentation, generator, self.device)
         views, two = draws.choose_views(labels["views"])
-        world_from_crop = enlarged(_pick(labels["world_from_crop"], views), draws.size[:, None])
+        world_from_crop = enlarged(_pick(labels["world_from_crop"], views), draws.world_scale[:, None])
         cached = PosedCamera(Pinhole.create(CACHE_SIZE, labels["focal_px"].gather(2, views)), world_from_crop)
         camera = draws.perturb(cached)
         shown = torch.stack((torch.ones_like(two), two), dim=-1)
@@ -235,9 +235,9 @@ class ClipSource:
             hand=hand.flatten(),
             two_views=two.flatten(),
         )
-        models = self.hand_models[self.sequence[frame].flatten()].scaled(draws.size.expand_as(frame).flatten())
-        wrists = enlarged(labels["world_from_wrist"], draws.size)
-        return ClipBatch(crops, models, models, labels["joint_angles"], wrists, labels["pinch"], draws.size)
+        models = self.hand_models[self.sequence[frame].flatten()].scaled(draws.world_scale.expand_as(frame).flatten())
+        wrists = enlarged(labels["world_from_wrist"], draws.world_scale)
+        return ClipBatch(crops, models, models, labels["joint_angles"], wrists, labels["pinch"], draws.world_scale)
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ class _Draws:
     gain: Float[Tensor, "frames clips 2 1 1"]
     single: Bool[Tensor, "clips"]
     second: Bool[Tensor, "clips"]
-    size: Float[Tensor, "clips"]
+    world_scale: Float[Tensor, "clips"]
 
     @staticmethod
     def sample(
@@ -268,7 +268,7 @@ class _Draws:
             gain=normal(augmentation.gain, 1, 1).exp(),
             single=(torch.rand(clips, generator=generator) < augmentation.single_view).to(device),
             second=(torch.rand(clips, generator=generator) < 0.5).to(device),
-            size=(augmentation.size * torch.randn(clips, generator=generator)).exp().to(device),
+            world_scale=(augmentation.world_scale * torch.randn(clips, generator=generator)).exp().to(device),
         )
 
     def choose_views(

@@ -185,7 +185,7 @@ class UmeTrack(nn.Module):
         return features, TemporalState(memory, camera_from_world, tracked)
 
     @torch.no_grad()
-    def begin_remembering(self, features: Features) -> None:
+    def initialise_temporal_module(self, features: Features) -> None:
         """Let the temporal module begin by ignoring the memory and passing features like these on as they are, nearly.
 
         Its hidden channels hold the features' principal directions and their negatives, of which a ReLU keeps one.

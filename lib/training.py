@@ -1,7 +1,7 @@
 """The training loop (§5.1), whatever is trained: resumable to the bit, in one process or several.
 
 What is trained, on which batches and towards what, is a `Task`. A run is a folder: `config.json` (what is trained, on
-what, and for every sitting by which code, on which machine, how, from which step), `log.csv` (a row per step),
+what, and for every session by which code, on which machine, how, from which step), `log.csv` (a row per step),
 `curve.csv` (the same, thinned), `checkpoint.pt` (weights, optimiser, position). The weights of a finished run go to a
 file of their own. A first phase that several configurations have in common is trained once: its weights lie in
 `first_phases/`, beside the runs, and whoever has that file trains the second phase alone.
@@ -67,7 +67,7 @@ class TrainingConfig:
         progress = torch.tensor(step / steps).clamp(max=1.0)
         return warm * float(0.5 + 0.5 * torch.cos(torch.pi * progress))
 
-    def lasting(self, steps: int) -> TrainingConfig:
+    def with_steps(self, steps: int) -> TrainingConfig:
         """The same training in another number of steps."""
         return replace(self, steps=steps)
 
@@ -94,7 +94,7 @@ class Task(ABC):
     config: TrainingConfig
     data: Any
     """What it learns from: `train`, `validation`, which is of validation users, and the `fingerprint` of both."""
-    watched: str
+    progress_metric: str
     """The term that the progress bar shows."""
 
     @property
@@ -145,13 +145,13 @@ class Run:
         self.precision, self.compiled = precision or agreed(native_precision(self.device.type)), compiled
         self.sources = dict(task.sources)
         self.rank, self.processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self.step, self.seconds, self.log, self.sittings = 0, 0.0, [], []
+        self.step, self.seconds, self.log, self.sessions = 0, 0.0, [], []
         if self.processes > 1:
             task.batch(self.config.steps - 1, self.rank, self.processes)  # better refused now than after hours
         self._claim_folder()
         self._resume(asked=precision)
         if self.step < self.config.steps:
-            self._sit_down()
+            self._start_session()
 
     def train(self, weights: Path, save_seconds: float = 60.0) -> nn.Module:
         """Train to the end and write the weights in half precision; the checkpoint is renewed every `save_seconds`.
@@ -168,7 +168,9 @@ class Run:
             while self.step < config.steps:
                 row = self.one_step()
                 progress.update()
-                progress.set_postfix({self.task.watched: f"{row[self.task.watched]:.3g}"}, refresh=False)
+                progress.set_postfix(
+                    {self.task.progress_metric: f"{row[self.task.progress_metric]:.3g}"}, refresh=False
+                )
                 if time.monotonic() - last_saved > save_seconds:
                     self.save()
                     last_saved = time.monotonic()
@@ -224,7 +226,7 @@ class Run:
             "step": self.step,
             "seconds": self.seconds,
             "log": self.log,
-            "sittings": self.sittings,
+            "sessions": self.sessions,
         }
         whole = BytesIO()  # torch itself would not say that the disk is full
         torch.save(state, whole)
@@ -271,7 +273,7 @@ class Run:
         torch.manual_seed(self.config.seed)
         if path.exists():
             state = torch.load(path, map_location=self.device, weights_only=True)
-            self.precision = state["sittings"][-1]["precision"]
+            self.precision = state["sessions"][-1]["precision"]
             if asked not in (None, self.precision):
                 raise InputError(
                     f"{self.folder} was begun in {self.precision}: "
@@ -281,14 +283,15 @@ class Run:
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
-            self.sittings = state["sittings"]
+            self.sessions = state["sessions"]
         elif self._first_phase.exists():
             self._begin_second_phase(load_file(self._first_phase))
             about = read_metadata(self._first_phase)
             self.step, self.seconds = self.config.first_phase()[0], float(about["seconds"])
             log = pd.read_csv(StringIO(about["log"]))
             self.log = [row.dropna().to_dict() for _, row in log.astype(object).iterrows()]
-            self.sittings = json.loads(about["run"])["sittings"]
+            run = json.loads(about["run"])
+            self.sessions = run.get("sessions", run.get("sittings"))  # as earlier versions called them
         else:
             self._set_up(self.task.learner(self.device, 0))
 
@@ -305,14 +308,14 @@ class Run:
         elif self.rank == 0:
             write_atomically(path, lambda temporary: temporary.write_text(json.dumps(mine, indent=1)))
 
-    def _sit_down(self) -> None:
+    def _start_session(self) -> None:
         """Write down who goes on with the run from here."""
-        sitting = {"from_step": self.step, "commit": commit(), "machine": machine(self.device)}
-        sitting |= {"precision": self.precision, "compiled": self.compiled, "processes": self.processes}
-        self.sittings.append(sitting)
+        session = {"from_step": self.step, "commit": commit(), "machine": machine(self.device)}
+        session |= {"precision": self.precision, "compiled": self.compiled, "processes": self.processes}
+        self.sessions.append(session)
         if self.rank == 0:
             path = self.folder / "config.json"
-            about = read_json(path) | {"sittings": self.sittings}
+            about = read_json(path) | {"sessions": self.sessions}
             write_atomically(path, lambda temporary: temporary.write_text(json.dumps(about, indent=1)))
 
     def _keep_bad_batch(self, batch: Any, terms: Mapping[str, Tensor]) -> str:
@@ -342,12 +345,12 @@ def fit_to_minutes(
     """
     begun = (folder / "config.json").exists() and not (folder / "curve.csv").exists()  # perhaps killed at once
     if begun or (folder / "checkpoint.pt").exists():
-        return task.config.lasting(read_json(folder / "config.json")["training"]["steps"])
+        return task.config.with_steps(read_json(folder / "config.json")["training"]["steps"])
     with TemporaryDirectory() as scratch:
         run = Run(Path(scratch, "run"), task, device, precision, compiled)
         seconds = [run.one_step()["seconds"] for _ in range(15)]
     steps = max(2, int(60 * minutes / ((seconds[-1] - seconds[4]) / 10)))
-    return task.config.lasting(agreed(steps))
+    return task.config.with_steps(agreed(steps))
 
 
 def draw_examples(

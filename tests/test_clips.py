@@ -100,9 +100,9 @@ def test_pictures_read_from_mapped_files_are_those_that_other_devices_load(seque
 def test_misinformed_clips_are_told_one_wrong_skeleton_each(sequences):
     source = ClipSource(sequences)
     batch = source.batch(source.clips(3)[torch.arange(300) % 4], 3, NO_AUGMENTATION, torch.Generator())
-    noise = SkeletonNoise(size=0.1, finger=0.02, axis=0.05)
-    wrong = batch.misinformed(noise, torch.Generator().manual_seed(0))
-    told, true = wrong.told_model, batch.hand_model
+    noise = SkeletonNoise(scale=0.1, finger=0.02, axis=0.05)
+    wrong = batch.with_noisy_skeletons(noise, torch.Generator().manual_seed(0))
+    told, true = wrong.input_model, batch.hand_model
     factors = (told.joint_rest_positions[:, :20] / true.joint_rest_positions[:, :20]).unflatten(0, batch.shape)
     fingers = factors[..., ::4, :].mean(dim=-1).log()
     torch.testing.assert_close(factors, factors[:1, :, :, :1].expand_as(factors), rtol=1e-5, atol=1e-8)
@@ -113,8 +113,8 @@ def test_misinformed_clips_are_told_one_wrong_skeleton_each(sequences):
     torch.testing.assert_close(told.joint_rotation_axes.norm(dim=-1), torch.ones(900, 22))
     torch.testing.assert_close(turned.unflatten(0, batch.shape)[0], turned.unflatten(0, batch.shape)[2])
     assert wrong.hand_model is batch.hand_model
-    assert batch.misinformed(TRUE_SKELETON, torch.Generator()) is batch
-    assert torch.equal(batch.told_model.skeleton_feature, true.skeleton_feature)
+    assert batch.with_noisy_skeletons(TRUE_SKELETON, torch.Generator()) is batch
+    assert torch.equal(batch.input_model.skeleton_feature, true.skeleton_feature)
 
 
 def test_clips_that_show_a_pinch_count_as_often_as_asked(sequences):
@@ -146,7 +146,7 @@ def test_a_larger_world_looks_the_same(sequences):
     source = ClipSource(sequences)
     clips = source.clips(3)[:6]
     true, large = (
-        source.batch(clips, 3, replace(NO_AUGMENTATION, size=size), torch.Generator().manual_seed(0))
+        source.batch(clips, 3, replace(NO_AUGMENTATION, world_scale=size), torch.Generator().manual_seed(0))
         for size in (0.0, 0.3)
     )
     assert torch.allclose(large.crops.images, true.crops.images, atol=1e-4)

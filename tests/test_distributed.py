@@ -107,19 +107,19 @@ with process_group("cpu"):
 
 
 def train_with_others(folder: Path, rank: int) -> None:
-    """Both phases, once at a stretch and once in three sittings."""
+    """Both phases, once at a stretch and once in three sessions."""
     recording = folder / f"recording_{rank}"
     recording.mkdir()
     source = ClipSource([sequence_of(recording, 6)])
     data = ClipData(source, source, "made up")
     run(folder / "a/alone", data, optimizer="muon").train(folder / "alone.safetensors")
     for step in (4, 9):
-        training = run(folder / "b/sittings", data, optimizer="muon")
+        training = run(folder / "b/sessions", data, optimizer="muon")
         while training.step < step:
             training.one_step()
         training.save()
         dist.barrier()
-    run(folder / "b/sittings", data, optimizer="muon").train(folder / "sittings.safetensors")
+    run(folder / "b/sessions", data, optimizer="muon").train(folder / "sessions.safetensors")
 
 
 def test_two_processes_train_both_phases_and_go_on_where_they_were(tmp_path):
@@ -127,12 +127,12 @@ def test_two_processes_train_both_phases_and_go_on_where_they_were(tmp_path):
     script.write_text(_BOTH_PHASES.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
     finished = torchrun(script)
     assert finished.returncode == 0, finished.stderr
-    alone, sittings = (load_network(tmp_path / f"{name}.safetensors").state_dict() for name in ("alone", "sittings"))
-    assert all(torch.equal(value, sittings[name]) for name, value in alone.items())
-    about = [read_json(tmp_path / name / "config.json")["sittings"] for name in ("a/alone", "b/sittings")]
-    assert [[sitting["from_step"] for sitting in one] for one in about] == [[0], [0, 4, 9]]
-    assert {sitting["processes"] for one in about for sitting in one} == {2}
-    logs = [pd.read_csv(tmp_path / name / "log.csv").known_mpjpe_mm for name in ("a/alone", "b/sittings")]
+    alone, sessions = (load_network(tmp_path / f"{name}.safetensors").state_dict() for name in ("alone", "sessions"))
+    assert all(torch.equal(value, sessions[name]) for name, value in alone.items())
+    about = [read_json(tmp_path / name / "config.json")["sessions"] for name in ("a/alone", "b/sessions")]
+    assert [[session["from_step"] for session in one] for one in about] == [[0], [0, 4, 9]]
+    assert {session["processes"] for one in about for session in one} == {2}
+    logs = [pd.read_csv(tmp_path / name / "log.csv").known_mpjpe_mm for name in ("a/alone", "b/sessions")]
     pd.testing.assert_series_equal(*logs)
 
 

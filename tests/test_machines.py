@@ -62,8 +62,8 @@ def test_a_run_takes_the_native_precision_and_records_it(data, tmp_path, monkeyp
     training = run(tmp_path / "run", data, precision=None)
     convolution = training.network.backbone(torch.zeros(1, 1, 96, 96))
     assert convolution.dtype == getattr(torch, native)
-    (sitting,) = read_json(tmp_path / "run" / "config.json")["sittings"]
-    assert (sitting["precision"], sitting["machine"]["instructions"]) == (
+    (session,) = read_json(tmp_path / "run" / "config.json")["sessions"]
+    assert (session["precision"], session["machine"]["instructions"]) == (
         native,
         machines.instruction_set(torch.device("cpu")),
     )
@@ -83,7 +83,7 @@ def test_a_network_that_cannot_run_in_bfloat16_is_recorded_in_float32(tmp_path):
     views = ViewSequence(images, circles.astype(np.float32), np.full((4, 2), 21))
     source = ViewSource([views], "cpu")
     task = DetectionTraining(DetectionTrainingConfig(steps=1, views=4), ViewData(source, source, "made up"))
-    assert Run(tmp_path / "run", task, "cpu", "bfloat16").sittings[0]["precision"] == "float32"
+    assert Run(tmp_path / "run", task, "cpu", "bfloat16").sessions[0]["precision"] == "float32"
 
 
 def test_a_shared_phase_is_found_whatever_it_was_computed_in(data, tmp_path):

@@ -259,7 +259,7 @@ def test_without_noise_the_prior_of_a_steady_motion_is_the_truth(source, size):
     """In a world that augmentation has enlarged, too."""
     hands = source.clips(1)
     hands = hands[hands[:, 0] >= 2]
-    batch = crop_batch(source, hands, replace(NO_AUGMENTATION, size=size), EXACT, torch.Generator())
+    batch = crop_batch(source, hands, replace(NO_AUGMENTATION, world_scale=size), EXACT, torch.Generator())
     told = prior(batch.pixels, batch.relative_distance, torch.ones(len(batch), dtype=torch.bool))
     behind = crop_batch(source, hands, NO_AUGMENTATION, replace(EXACT, extrapolation=0.0), torch.Generator())
     torch.testing.assert_close(batch.prior, told, rtol=0, atol=1e-3)

@@ -320,7 +320,7 @@ def test_the_temporal_module_begins_by_passing_features_on(rng):
     network, state = UmeTrack(TINY), random_state(rng, (True,) * 5)
     crops = random_crops(rng, (True,) * 5)
     features = torch.einsum("cd,nd...->nc...", torch.randn(FEATURE_CHANNELS, 45), torch.randn(5, 45, 6, 6))
-    network.begin_remembering(features)
+    network.initialise_temporal_module(features)
     with torch.no_grad():
         passed_on, after = network.remember(features, crops, state)
     assert_close(passed_on, features, rtol=1e-3, atol=1e-3)

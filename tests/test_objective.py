@@ -100,8 +100,8 @@ def test_phases_and_schedule():
     assert rates[5:] == pytest.approx([0.1 * rate for rate in (*rates[:5], 0.0)], abs=1e-7)
     constant = replace(config, schedule="constant")
     assert [constant.learning_rate_at(step) for step in (0, 3, 5, 10)] == pytest.approx([0.25, 1.0, 0.025, 0.1])
-    assert (config.lasting(40).steps, config.lasting(40).pose_steps) == (40, 20)
-    brief = replace(config, steps=1000, pose_steps=900, warmup_steps=50).lasting(200)
+    assert (config.with_steps(40).steps, config.with_steps(40).pose_steps) == (40, 20)
+    brief = replace(config, steps=1000, pose_steps=900, warmup_steps=50).with_steps(200)
     assert (brief.pose_steps, brief.warmup_steps) == (180, 2)  # a tenth of the second phase
 
 
@@ -123,10 +123,10 @@ def test_the_second_phase_keeps_the_batch_statistics_of_the_first(data, tmp_path
 
 @pytest.mark.parametrize("noise", [SkeletonNoise(), TRUE_SKELETON])
 def test_both_phases_are_told_skeletons_as_wrong_as_asked(data, noise):
-    config = replace(CONFIG, told=noise)
+    config = replace(CONFIG, skeleton_noise=noise)
     for step in (CONFIG.pose_steps - 1, CONFIG.pose_steps):
         batch = ClipTraining(config, data, generic_hand()).batch(step, rank=0, processes=1)
-        told, true = batch.told_model.skeleton_feature, batch.hand_model.skeleton_feature
+        told, true = batch.input_model.skeleton_feature, batch.hand_model.skeleton_feature
         assert torch.equal(told, true) == (noise == TRUE_SKELETON)
 
 

@@ -30,9 +30,9 @@ def results(tmp_path, monkeypatch) -> Path:
         run = folder / "runs" / name
         run.mkdir(parents=True)
         machines = [{"device": "abacus", "threads": n} for n in (1, 2, 2)]
-        sittings = [{"commit": "abc", "machine": one, "precision": "float32"} for one in machines]
+        sessions = [{"commit": "abc", "machine": one, "precision": "float32"} for one in machines]
         training = {"steps": 500, "seed": 0, "network": network, "pretrained": "keynet"}
-        about = {"training": training, "sittings": sittings}
+        about = {"training": training, "sessions": sessions}
         (run / "config.json").write_text(json.dumps(about))
         pd.DataFrame({"step": [249, 499], "crops": [4000, 8000], "seconds": [60.0, 119.0]}).to_csv(
             run / "curve.csv", index=False

@@ -17,14 +17,14 @@ from conftest import TINY
 from tiny_runs import CONFIG, WEIGHTS, made_up_data, run, sequence_of
 
 from lib.checkpoints import load_network, save_network
-from lib.clip_training import Beginning, ClipData, ClipTraining
+from lib.clip_training import ClipData, ClipTraining, PretrainedEncoder
 from lib.clips import ClipSource
 from lib.errors import InputError
 from lib.files import read_json, sha256_of
 from lib.losses import LossWeights
 from lib.multistage.keypoints import KeyNet, KeyNetConfig, pretrain
 from lib.rendered.shape import generic_hand
-from lib.study.experiments import REFERENCE_NETWORK, beginning, configuration, train_experiment
+from lib.study.experiments import REFERENCE_NETWORK, configuration, pretrained_encoder, train_experiment
 from lib.training import Run, draw_examples, fit_to_minutes, thinned
 
 
@@ -105,9 +105,9 @@ def test_resuming_after_every_step_changes_nothing(data, tmp_path, optimizer):
         interrupted = run(tmp_path / "b/steps", data, optimizer=optimizer)
     alone = torch.load(tmp_path / "a/alone/checkpoint.pt", weights_only=True)["network"]
     assert all(torch.equal(value, alone[name]) for name, value in interrupted.network.state_dict().items())
-    sittings = read_json(tmp_path / "b/steps/config.json")["sittings"]
-    assert [sitting["from_step"] for sitting in sittings] == list(range(CONFIG.steps))
-    assert all(sitting["machine"]["threads"] == torch.get_num_threads() for sitting in sittings)
+    sessions = read_json(tmp_path / "b/steps/config.json")["sessions"]
+    assert [session["from_step"] for session in sessions] == list(range(CONFIG.steps))
+    assert all(session["machine"]["threads"] == torch.get_num_threads() for session in sessions)
 
 
 def test_what_has_ended_is_left_as_it_is(data, tmp_path):
@@ -132,7 +132,7 @@ def test_a_run_that_begins_with_another_network_is_bound_to_it(data, tmp_path):
         torch.manual_seed(seed)
         save_network(KeyNet(KeyNetConfig(keypoint_input=False, blocks="residual")), weights)
         config = replace(CONFIG, network=REFERENCE_NETWORK, pretrained="keynet_image_only")
-        begins = Beginning(partial(pretrain, weights=weights), sha256_of(weights))
+        begins = PretrainedEncoder(partial(pretrain, weights=weights), sha256_of(weights))
         return Run(tmp_path / name, ClipTraining(config, data, generic_hand(), begins), "cpu")
 
     first, same, other = (begun(*name_and_seed) for name_and_seed in (("a", 0), ("b", 0), ("c", 1)))
@@ -147,8 +147,8 @@ def test_a_run_that_begins_with_another_network_is_bound_to_it(data, tmp_path):
 def test_what_a_training_begins_with_must_have_been_trained(tmp_path, monkeypatch):
     monkeypatch.setattr("lib.study.experiments.results_folder", lambda profile: tmp_path / profile)
     with pytest.raises(InputError, match=r"run python -m lib train keynet_image_only --profile smoke first"):
-        beginning(configuration("full", "smoke"), "smoke")
-    assert beginning(CONFIG, "smoke") is None
+        pretrained_encoder(configuration("full", "smoke"), "smoke")
+    assert pretrained_encoder(CONFIG, "smoke") is None
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_minutes_become_steps_once(experiments, data, tmp_path, monkeypatch):
     now = itertools.count()
     monkeypatch.setattr("lib.training.time.perf_counter", lambda: float(next(now)))  # a step takes two seconds
     assert fit_to_minutes(task, "cpu", 2.0, tmp_path / "run").steps == 60
-    begun = Run(tmp_path / "run", replace(task, config=CONFIG.lasting(30)), "cpu")
+    begun = Run(tmp_path / "run", replace(task, config=CONFIG.with_steps(30)), "cpu")
     assert fit_to_minutes(task, "cpu", 2.0, tmp_path / "run").steps == 30, "even if it was killed before it saved"
     begun.one_step()
     begun.save()
@@ -251,7 +251,7 @@ def test_a_phase_in_common_is_trained_once(data, tmp_path):
     run(tmp_path / "runs" / "pose", data, weights=LossWeights(temporal=0.0, pinch=0.0)).train(tmp_path / WEIGHTS)
     second = run(tmp_path / "runs" / "full", data, weights=LossWeights(pinch=0.0))
     assert second.step == CONFIG.pose_steps
-    assert [sitting["from_step"] for sitting in second.sittings] == [0, CONFIG.pose_steps]
+    assert [session["from_step"] for session in second.sessions] == [0, CONFIG.pose_steps]
     second.train(tmp_path / "runs" / WEIGHTS)
     assert (tmp_path / "runs" / WEIGHTS).read_bytes()[-1000:] == (tmp_path / "alone" / WEIGHTS).read_bytes()[-1000:]
     curves = [pd.read_csv(folder / "full" / "curve.csv") for folder in (tmp_path / "alone", tmp_path / "runs")]

@@ -14,8 +14,8 @@ from lib.rendered.shape import generic_hand
 from lib.training import Run
 
 CONFIG = ClipTrainingConfig(
-    network=TINY, augmentation=NO_AUGMENTATION, told=TRUE_SKELETON, pose_steps=6, steps=12, hands=8, pose_clip_frames=4,
-    clip_frames=4, warmup_steps=2, validation_every=6, validation_hands=8,
+    network=TINY, augmentation=NO_AUGMENTATION, skeleton_noise=TRUE_SKELETON, pose_steps=6, steps=12, hands=8,
+    pose_clip_frames=4, clip_frames=4, warmup_steps=2, validation_every=6, validation_hands=8,
 )  # fmt: skip
 WEIGHTS = "weights.safetensors"
 

@@ -138,7 +138,7 @@ class DetectionTraining(Task):
 
     config: DetectionTrainingConfig
     data: ViewData
-    watched = "center_px"
+    progress_metric = "center_px"
 
     def learner(self, device: torch.device, step: int) -> DetectionLearner:
         """A new DetNet and its loss."""

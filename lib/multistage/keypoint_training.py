@@ -111,7 +111,7 @@ class KeypointTraining(Task):
 
     config: KeypointTrainingConfig
     data: ClipData
-    watched = "median_px"
+    progress_metric = "median_px"
 
     def learner(self, device: torch.device, step: int) -> KeypointLearner:
         """A new KeyNet and its loss."""
@@ -146,7 +146,7 @@ def crop_batch(
     model, crops = clips.hand_model, clips.crops
     shown = torch.stack((torch.ones_like(crops.two_views), crops.two_views), dim=1)
     expected, known = _expected_landmarks(source, hands, config, generator)
-    expected = expected * clips.size[:, None, None]
+    expected = expected * clips.world_scale[:, None, None]
 
     def seen(landmarks: Float[Tensor, "hands 21 3"]) -> tuple[Tensor, Tensor, Tensor]:
         """Pixels, relative distances and depths in all crops that are shown."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch.distributed as dist
 from torch import nn
 
-from lib.clip_training import Beginning, ClipData, ClipTraining, ClipTrainingConfig
+from lib.clip_training import ClipData, ClipTraining, ClipTrainingConfig, PretrainedEncoder
 from lib.clips import ClipSource
 from lib.crop_cache import CropSequence, ViewSequence
 from lib.errors import InputError
@@ -181,13 +181,13 @@ def load_task(config: TrainingConfig, profile: str, folder: Path, generic_hand: 
     Raises InputError if it begins with a network that the profile has not trained yet.
     """
     if isinstance(config, ClipTrainingConfig):
-        return ClipTraining(config, load_clips(folder, device), generic_hand, beginning(config, profile))
+        return ClipTraining(config, load_clips(folder, device), generic_hand, pretrained_encoder(config, profile))
     if isinstance(config, KeypointTrainingConfig):
         return KeypointTraining(config, load_clips(folder, device))
     return DetectionTraining(config, load_views(folder, device))
 
 
-def beginning(config: ClipTrainingConfig, profile: str) -> Beginning | None:
+def pretrained_encoder(config: ClipTrainingConfig, profile: str) -> PretrainedEncoder | None:
     """The KeyNet that a training's image encoder begins as, if it does. Raises InputError if it is not trained yet."""
     if config.pretrained is None:
         return None
@@ -197,7 +197,7 @@ def beginning(config: ClipTrainingConfig, profile: str) -> Beginning | None:
             f"{path}, with which this training begins, is not there: "
             f"run python -m lib train {config.pretrained} --profile {profile} first"
         )
-    return Beginning(partial(pretrain, weights=path), sha256_of(path))
+    return PretrainedEncoder(partial(pretrain, weights=path), sha256_of(path))
 
 
 def load_clips(folder: Path, device: str) -> ClipData:

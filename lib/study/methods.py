@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from lib.errors import InputError
-from lib.files import BROKEN_ARRAYS, load_arrays, save_arrays
+from lib.files import BROKEN_ARRAYS, load_arrays, save_arrays, working_in
 from lib.filters import OneEuroFilter, search_one_euro
 from lib.machines import in_processes
 from lib.multistage.fit import FIT_WEIGHTS

@@ -107,7 +107,7 @@ class Predictions:
         ]
         return replace(self, method=method, sequences=tuple(smooth))
 
-    def beginning(self, frames: int) -> Predictions:
+    def first_frames(self, frames: int) -> Predictions:
         """The same predictions, of which only the first frames of each sequence count."""
         first = [replace(s, valid=s.valid & (np.arange(s.valid.shape[1]) < frames)) for s in self.sequences]
         return replace(self, sequences=tuple(first))

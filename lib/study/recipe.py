@@ -21,7 +21,7 @@ from lib.errors import InputError
 from lib.files import working_in
 from lib.hands import HandModel
 from lib.machines import Precision, commit, machine
-from lib.study.experiments import EXPERIMENTS, REFERENCE_NETWORK, beginning, listed_files, load_clips
+from lib.study.experiments import EXPERIMENTS, REFERENCE_NETWORK, listed_files, load_clips, pretrained_encoder
 from lib.study.results import results_folder, save_table
 from lib.training import Run
 
@@ -35,7 +35,7 @@ def _augmented(strength: float = 1.0, **changes: float) -> ClipTrainingConfig:
     """The base with both phases augmented more or less strongly, or otherwise changed alike."""
 
     def changed(one: Augmentation) -> Augmentation:
-        stronger = {n: strength * getattr(one, n) for n in ("look_at", "roll", "focal_scale", "gain", "size")}
+        stronger = {n: strength * getattr(one, n) for n in ("look_at", "roll", "focal_scale", "gain", "world_scale")}
         return replace(one, **stronger | changes)
 
     first, second = changed(BASE.augmentation), changed(BASE.second_augmentation)
@@ -67,10 +67,12 @@ VARIANTS: dict[str, ClipTrainingConfig] = {
     "no augmentation": replace(BASE, augmentation=NO_AUGMENTATION, second_augmentation=NO_AUGMENTATION),
     "half the augmentation": _augmented(0.5),
     "twice the augmentation": _augmented(2.0),
-    "no size augmentation": _augmented(size=0.0),
-    "exact skeletons": replace(BASE, told=TRUE_SKELETON),
-    "perturbed size only": replace(BASE, told=replace(TRUE_SKELETON, size=BASE.told.size)),
-    "skeletons perturbed twice as much": replace(BASE, told=SkeletonNoise(*(2 * v for v in astuple(BASE.told)))),
+    "no size augmentation": _augmented(world_scale=0.0),
+    "exact skeletons": replace(BASE, skeleton_noise=TRUE_SKELETON),
+    "perturbed size only": replace(BASE, skeleton_noise=replace(TRUE_SKELETON, scale=BASE.skeleton_noise.scale)),
+    "skeletons perturbed twice as much": replace(
+        BASE, skeleton_noise=SkeletonNoise(*(2 * v for v in astuple(BASE.skeleton_noise)))
+    ),
     "no occluding sheets": replace(BASE, occluded=0.0),
     "no pinch oversampling": replace(BASE, pinch_copies=1),
     "two views always": _augmented(single_view=0.0),
@@ -134,7 +136,7 @@ _loaded_once = cache(load_clips)
 
 def _identity(name: str, profile: str, data_folder: Path) -> str:
     """What a row is about: a hash of configuration, data and the weights to begin with."""
-    begins = beginning(VARIANTS[name], profile)
+    begins = pretrained_encoder(VARIANTS[name], profile)
     sources = listed_files(data_folder, "crops"), begins and begins.sha256
     about = json.dumps([_VERSION, asdict(VARIANTS[name]), *sources])
     return hashlib.sha256(about.encode()).hexdigest()[:16]
@@ -151,8 +153,8 @@ def _train(
     precision: Precision | None,
 ) -> dict[str, object]:
     data = _loaded_once(data_folder, device)
-    task = ClipTraining(VARIANTS[name], data, generic_hand, beginning(VARIANTS[name], profile))
-    task = replace(task, config=task.config.lasting(crops // len(task.batch(0, 0, 1))))
+    task = ClipTraining(VARIANTS[name], data, generic_hand, pretrained_encoder(VARIANTS[name], profile))
+    task = replace(task, config=task.config.with_steps(crops // len(task.batch(0, 0, 1))))
     run = Run(folder, task, device, precision)
     run.train(folder / "weights.safetensors")
     with torch.no_grad():

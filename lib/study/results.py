@@ -45,13 +45,13 @@ def training_config(profile: str, run: str) -> dict[str, object]:
 def training_effort(profile: str, experiment: str) -> dict[str, object]:
     """How much a network was trained, where, and by which code: steps, crops, minutes, machine, seed, commit.
 
-    A run of several sittings names all machines and commits.
+    A run of several sessions names all machines and commits.
     """
     folder = results_folder(profile) / "runs" / experiment
     about, last = read_json(folder / "config.json"), pd.read_csv(folder / "curve.csv").iloc[-1]
-    sittings = about["sittings"]
+    sessions = about["sessions"]
     threads: dict[str, dict[str, None]] = {}
-    for one in sittings:
+    for one in sessions:
         device = f"{one['machine']['device']}, {one['precision']}"
         threads.setdefault(device, {})[str(one["machine"]["threads"])] = None
     return {
@@ -60,7 +60,7 @@ def training_effort(profile: str, experiment: str) -> dict[str, object]:
         "minutes": round(last.seconds / 60),
         "machine": "; ".join(f"{device}, threads: {' then '.join(used)}" for device, used in threads.items()),
         "seed": about["training"]["seed"],
-        "commit": " ".join(dict.fromkeys(one["commit"] for one in sittings)),
+        "commit": " ".join(dict.fromkeys(one["commit"] for one in sessions)),
     }
 
 

@@ -188,7 +188,7 @@ def smoothing_table(predictions: AllPredictions, clip_frames: int) -> pd.DataFra
     true_jitter = separate["full"].of_the_truth().jitter()
     rows = [{"model": "truth", MPJPE: 0.0, "early_mpjpe_mm": 0.0, MPJPA: true_jitter.mean}]
     for model, made in separate.items():
-        error, jitter, early = made.errors(), made.jitter(), made.beginning(clip_frames).errors()
+        error, jitter, early = made.errors(), made.jitter(), made.first_frames(clip_frames).errors()
         row = {"model": model, MPJPE: error.mean, "early_mpjpe_mm": early.mean, MPJPA: jitter.mean}
         changes = {
             "error": combined(_percent_more, error, full_error),
