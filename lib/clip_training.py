@@ -61,7 +61,7 @@ class ClipTrainingConfig(TrainingConfig):
     skeleton_noise: SkeletonNoise = field(default_factory=SkeletonNoise)
     pinch_copies: int = PINCH_COPIES
     occluded: float = 0.25
-    """Share of the clips of the second phase in which a sheet passes before the hand: rendered training sequences have
+    """Share of the clips of the second phase in which an occluder passes before the hand: rendered training sequences have
     no sheets, and nothing else hides a hand for long enough to be worth remembering."""
 
     def weights_at(self, step: int) -> LossWeights:

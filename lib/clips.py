@@ -71,7 +71,7 @@ TRUE_SKELETON = SkeletonNoise(scale=0.0, finger=0.0, axis=0.0)
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """Clips as network and losses see them, time first; crops and hand models hold frames x clips, flattened."""
+    """Clips as input of network and losses, time first; crops and hand models hold frames x clips, flattened."""
 
     crops: Crops
     hand_model: HandModel
@@ -84,7 +84,7 @@ class ClipBatch:
     """By what the augmentation has enlarged the world, hands and cameras, about its origin."""
 
     def __len__(self) -> int:
-        """How many crops the network sees."""
+        """How many crops the network receives."""
         return len(self.crops.two_views) + int(self.crops.two_views.sum())
 
     @property
@@ -121,7 +121,7 @@ class ClipBatch:
         return replace(self, input_model=noisy)
 
     def occluded(self, share: float, generator: torch.Generator) -> ClipBatch:
-        """The same clips; in a share of them a plain sheet passes before the hand, in all views alike.
+        """The same clips; in a share of them a plain occluder passes before the hand, in all views alike.
 
         The sheet lies between two parallel edges. Along a random direction they move by 0.3 to 1.5 times half the crop
         in a frame, 1 to 6 halves apart, so that a hand is hidden for up to 20 frames.

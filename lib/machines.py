@@ -141,8 +141,8 @@ def _end_with_parent() -> None:
 
 
 def distribute(learner: nn.Module) -> nn.Module:
-    """One gradient from several processes. Batch normalisations stay apart: a process without a hand in two views
-    passes by layers in which the others would wait for it."""
+    """One gradient from several processes. No synchronised batch norm, because a process without a hand in two views
+    skips layers in which the others would wait for it."""
     return DistributedDataParallel(learner, find_unused_parameters=True)
 
 

@@ -1,7 +1,7 @@
 """Accuracy, jitter and pinch metrics (§5).
 
 Keypoints are (hands, frames, 21, 3) in millimetres, as the files of predictions store them; `valid` (hands, frames)
-tells which hand-frames count.
+tells which hand-frames (a hand in a frame) count.
 """
 
 from __future__ import annotations

@@ -246,7 +246,7 @@ class Backbone(nn.Module):
 
     @property
     def image_layers(self) -> nn.ModuleList:
-        """All layers but the head: what looks at pictures, whatever for."""
+        """All layers but the head."""
         return nn.ModuleList([*(layer for layer in self.stem if [*layer.parameters()]), *chain(*self.stages)])
 
     def forward(self, images: Float[Tensor, f"views 1 {CROP_SIZE} {CROP_SIZE}"]) -> Features:

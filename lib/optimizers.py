@@ -63,7 +63,7 @@ class Muon(torch.optim.Optimizer):
 
     Source: Jordan et al. 2024; the length of a step, as long as Adam's, from Liu et al. 2025. Deviation: torch's own
     computes in bfloat16 everywhere, which took half of a training step where the processor emulates it; this one in the
-    `precision` of the training. In bfloat16 the two are equal to the bit.
+    `precision` of the training. In bfloat16 the two are bit-exact.
     """
 
     MOMENTUM = 0.95

@@ -1,4 +1,4 @@
-"""The training loop (§5.1), whatever is trained: resumable to the bit, in one process or several.
+"""The training loop (§5.1), whatever is trained: bit-exact resume, one process or several.
 
 What is trained, on which batches and towards what, is a `Task`. A run is a folder: `config.json` (what is trained, on
 what, and for every session by which code, on which machine, how, from which step), `log.csv` (a row per step),

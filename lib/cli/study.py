@@ -136,7 +136,7 @@ def search(options: argparse.Namespace) -> None:
 
 
 def _add_tune(commands) -> None:
-    command = commands.add_parser("tune", help="tune on validation users what the methods leave open")
+    command = commands.add_parser("tune", help="tune hyperparameters on validation users")
     command.set_defaults(run=tune)
     command.add_argument(
         "names", nargs="*", help="one_euro, fit_weights, hand_confidence, pinch_thresholds (default: all)"
@@ -146,7 +146,7 @@ def _add_tune(commands) -> None:
 
 
 def tune(options: argparse.Namespace) -> None:
-    """Tune on validation users what the methods leave open, and print the tables."""
+    """Tune hyperparameters on validation users, and print the tables."""
     data = _data(options)
     tables = tune_methods(options.profile, data, options.device, options.names)
     for table in tables.values():

@@ -1,4 +1,4 @@
-"""How KeyNet is trained: on single crops of the training cache, told where the hand was some frames before."""
+"""How KeyNet is trained: on single crops of the training cache, with the hand's pose some frames before as input."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from lib.training import Losses, Task, TrainingConfig, draw_examples
 from lib.transforms import apply, axis_angle_rotation, homogeneous
 
 HIT_PX = 3.0
-"""A keypoint counts as hit within this distance."""
+"""The distance of PCK@3 px."""
 
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """How the pose that the network is told differs from the true one: late, extrapolated, wrong, or missing.
+    """How the input pose differs from the true one: late, extrapolated, wrong, or missing.
 
     Source: MEgATrack for `stale` and `stale_frames`. Deviation: the rest, which is not published.
     """
 
     untracked: float = 0.15
-    """Share of the hands of which the network is told nothing."""
+    """Share of the hands without an input pose."""
     stale: float = 0.1
-    """Share of the hands of which it is told where they were `stale_frames` before."""
+    """Share of the hands whose input pose is that of `stale_frames` before."""
     stale_frames: int = 20
     extrapolation: float = 0.5
     """Share of the motion between the two frames before that goes on."""
@@ -62,7 +62,7 @@ class KeypointTrainingConfig(TrainingConfig):
 
 @dataclass(frozen=True)
 class CropBatch:
-    """Crops, what the network is told of their keypoints, and where these are."""
+    """Crops, their expected keypoints as input, and the true ones."""
 
     images: Float[Tensor, "crops 1 96 96"]
     prior: Float[Tensor, "crops 63"]
@@ -129,7 +129,7 @@ class KeypointTraining(Task):
         return learner(batch)
 
     def validate(self, learner: KeypointLearner, source: ClipSource, step: int) -> Losses:
-        """Errors on crops, told of the hand as in training."""
+        """Errors on crops, with expected keypoints as in training."""
         hands, generator = draw_examples(source.clips(1), self.config.validation_hands, seed=0, step=0)
         return learner(crop_batch(source, hands, NO_AUGMENTATION, self.config.prior, generator))
 

@@ -56,7 +56,7 @@ class KeyNetConfig:
     """
 
     keypoint_input: bool = True
-    """Whether the network is told where the keypoints were."""
+    """Whether the network receives where the keypoints are expected."""
     blocks: Literal["inverted", "residual"] = "inverted"
 
 

@@ -40,7 +40,7 @@ KeypointSource = Callable[[Sequence[KeypointRequest]], Sequence[Keypoints]]
 
 
 def network_keypoints(network: KeyNet, device: torch.device | str = "cpu") -> KeypointSource:
-    """The keypoints that a network sees, all requests in one batch."""
+    """The keypoints that a network predicts, all requests in one batch."""
     network = network.eval().to(device)
 
     def answer(requests: Sequence[KeypointRequest]) -> list[Keypoints]:
@@ -57,7 +57,7 @@ def network_keypoints(network: KeyNet, device: torch.device | str = "cpu") -> Ke
 def observed(
     source: KeypointSource, observe: Callable[[KeypointRequest, Keypoints, Keypoints], None]
 ) -> KeypointSource:
-    """The same source; `observe` is shown every request, its answer, and the true keypoints."""
+    """The same source; `observe` receives every request, its answer, and the ground-truth keypoints."""
 
     def answer(requests: Sequence[KeypointRequest]) -> Sequence[Keypoints]:
         answers = source(requests)
@@ -69,7 +69,7 @@ def observed(
 
 
 def network_circles(network: DetNet, device: torch.device | str = "cpu") -> Detector:
-    """The circles that a network sees."""
+    """The detection circles that a network predicts."""
     network = network.eval().to(device)
     return lambda recording, frame, camera, picture: detect(network, picture)
 

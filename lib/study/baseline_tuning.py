@@ -1,4 +1,4 @@
-"""What the published description leaves open: a search for the weights of the pose fit, and how sure keypoints are of a
+"""Hyperparameters that the published description does not give: a search for the weights of the pose fit, and how sure keypoints are of a
 hand. Meant for validation users."""
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ def frame_sheet(
 def crop_sheet(
     recordings: Sequence[Recording], rows: int, columns: int, seed: int
 ) -> UInt8[np.ndarray, "height width"]:
-    """Random crops as the network sees them, at most one of each randomly drawn frame, in a grid."""
+    """Random crops as the network receives them, at most one of each randomly drawn frame, in a grid."""
     return _grid(list(itertools.islice(_random_crops(recordings, seed), rows * columns)), columns)
 
 

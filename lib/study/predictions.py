@@ -113,7 +113,7 @@ class Predictions:
         return replace(self, sequences=tuple(first))
 
     def of_the_truth(self) -> Predictions:
-        """What a method without error would say, under the name `truth`."""
+        """The ground truth as predictions, under the name `truth`."""
         true = [replace(s, tracked_keypoints=s.gt_keypoints) for s in self.sequences]
         return replace(self, method="truth", sequences=tuple(true))
 

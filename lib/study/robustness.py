@@ -33,10 +33,10 @@ from lib.transforms import axis_angle_rotation
 
 NOISE, BLUR_PX, TURNED_DEGREES, MISMEASURED = 15.0, 1.5, 0.5, 1.05
 """Grey levels of 255, pixels of the crop (standard deviations), degrees by which the second camera is turned, and the
-factor by which the skeleton that a method is told is too large."""
+factor by which the input skeleton is too large."""
 Spoil = Callable[[CropSequence, np.random.Generator], CropSequence]
 Method = Callable[[Sequence[LabelledSequence], Sequence[HandModel]], list[Tracks]]
-"""Tracks sequences with the hand models it is told."""
+"""Tracks sequences with input hand models."""
 
 
 def noisy(crops: CropSequence, generator: np.random.Generator) -> CropSequence:
@@ -79,11 +79,11 @@ CONDITIONS: dict[str, tuple[Spoil, float]] = {
     f"given a skeleton {100 * (MISMEASURED - 1):.0f} % too large": (as_rendered, MISMEASURED),
     "one view": (seen_once, 1.0),
 }
-"""What is done to the crops, and how much too large the skeleton is that a method is told."""
+"""What is done to the crops, and how much too large the input skeleton is."""
 
 
 def robustness_table(sequences: Sequence[LabelledSequence], methods: Mapping[str, Method]) -> pd.DataFrame:
-    """Every method under every condition, told the (mismeasured) skeletons; each pair in a process of its own.
+    """Every method under every condition, with the (mismeasured) input skeletons; each pair in a process of its own.
 
     Columns: condition, method, mpjpe_mm, low, high (95 % interval over sequences), mpjpa_mm_per_frame2.
     """
