@@ -61,8 +61,8 @@ class ClipTrainingConfig(TrainingConfig):
     skeleton_noise: SkeletonNoise = field(default_factory=SkeletonNoise)
     pinch_copies: int = PINCH_COPIES
     occluded: float = 0.25
-    """Share of the clips of the second phase in which an occluder passes before the hand: rendered training sequences have
-    no sheets, and nothing else hides a hand for long enough to be worth remembering."""
+    """Share of the clips of the second phase in which an occluder passes before the hand: rendered training sequences
+    have none, and nothing else hides a hand for long enough to be worth remembering."""
 
     def weights_at(self, step: int) -> LossWeights:
         """The loss weights of a step: no temporal and no pinch term in the first phase."""

@@ -1,5 +1,5 @@
-"""Hyperparameters that the published description does not give: a search for the weights of the pose fit, and how sure keypoints are of a
-hand. Meant for validation users."""
+"""Hyperparameters that the published description does not give: a search for the weights of the pose fit, and how sure
+keypoints are of a hand. On validation users."""
 
 from __future__ import annotations
 
