@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import MOUNTING_ANGLES_DEG, TinyRecording, in_mm, tiny_recording
-from test_recordings import put
+from made_up_data import put
 
 from lib.errors import InputError
 from lib.files import MM

@@ -6,8 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from test_predictions import tracked
-from test_streams import tiny_dataset
+from made_up_data import tiny_dataset
+from made_up_predictions import tracked
 
 from lib.files import MM
 from lib.study.error_analysis import (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_angles
-from test_recordings import put
+from made_up_data import put
 from torch.testing import assert_close
 
 from lib.cameras import Fisheye44, Fisheye62, Fisheye624, Pinhole

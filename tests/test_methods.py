@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_predictions import CountingMethod
-from test_streams import tiny_dataset
+from made_up_data import tiny_dataset
+from made_up_predictions import CountingMethod
 
 from lib.checkpoints import save_network
 from lib.cli import main

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_recording
-from test_multistage_tracker import cached, changed
+from made_up_data import cached, changed
 
 from lib.crop_cache import view_sequence
 from lib.multistage.detection import DetNet, DetNetConfig

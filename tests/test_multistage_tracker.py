@@ -1,12 +1,11 @@
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import normal, random_angles, random_poses, tiny_recording
+from made_up_data import cached, changed
 
-from lib.crop_cache import CropSequence, Region, crop_sequence
 from lib.crops import roll
 from lib.errors import InputError
 from lib.hands import LEFT, RIGHT, for_hand
@@ -49,11 +48,6 @@ def recording(tmp_path_factory) -> Recording:
     angles = np.array(tiny.labels["joint_angles"])
     tiny.labels["joint_angles"] = (angles[:1] + 0.05 * (angles - angles[:1])).tolist()
     return read_recording(tiny.write(tmp_path_factory.mktemp("recording")))
-
-
-def changed(change: Callable[[KeypointRequest, Keypoints], Keypoints]) -> KeypointSource:
-    """True keypoints, changed."""
-    return lambda requests: list(map(change, requests, labelled_keypoints(requests)))
 
 
 def noisy(deviation_px: float) -> KeypointSource:
@@ -347,17 +341,6 @@ def test_the_benchmark_times_every_stage(recording):
     table = benchmark_multistage(recording, labelled_keypoints, labelled_circles, "cpu", repeats=1)
     assert set(table.stage) == {"detector", "crops", "keypoints", "fit", "whole frame"}
     assert (table.median_ms > 0).all()
-
-
-def cached(recording: Recording) -> CropSequence:
-    """The crops of a recording as the training cache keeps them."""
-    images = list(recording.images())
-
-    def picture(frame: int, camera: int, region: Region) -> np.ndarray:
-        x0, y0, x1, y1 = region
-        return images[frame][camera, y0:y1, x0:x1]
-
-    return crop_sequence(recording, picture)
 
 
 def test_cached_crops_are_those_of_the_recording(recording):

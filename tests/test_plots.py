@@ -6,9 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from test_predictions import tracked
-from test_streams import tiny_dataset
-from test_tables import FRAMES, PINCHED, made_up, of, pinching, study
+from made_up_data import tiny_dataset
+from made_up_predictions import FRAMES, PINCHED, made_up, of, pinching, study, tracked
 
 from lib.hands import INDEX_TIP
 from lib.metrics import PCK_THRESHOLDS_MM

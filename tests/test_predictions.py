@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_network
-from test_streams import reindex, tiny_dataset
+from made_up_data import reindex, tiny_dataset
+from made_up_predictions import CountingMethod, tracked
 
 from lib.checkpoints import load_network, save_network
 from lib.errors import InputError
@@ -26,20 +27,7 @@ from lib.study.predictions import (
     read_manifest,
     read_predictions,
 )
-from lib.tracking import Tracker, Tracks
-
-
-def tracked(rng, name: str = "separate_hand/user_44/recording_00", motion: str = "pinch", frames: int = 8, **changes):
-    """A sequence whose hands are tracked with an error of 3 mm along x, the left one not in frame 3."""
-    true = (100 * rng.normal(size=(2, frames, 21, 3))).astype(np.float32)
-    valid = np.ones((2, frames), bool)
-    valid[0, 3] = False
-    none = np.zeros((2, frames), bool)
-    sequence = TrackedSequence(
-        name, motion, true + np.float32([3, 0, 0]), true, valid, 2 * valid.astype(int), none, none, none[0],
-        scale=float("nan"), fitted_scale=1.1,
-    )  # fmt: skip
-    return replace(sequence, **changes)
+from lib.tracking import Tracker
 
 
 @pytest.fixture
@@ -58,19 +46,6 @@ def results(tmp_path, monkeypatch) -> Path:
     """Results go to a folder of the test."""
     monkeypatch.setattr("lib.study.results.ROOT", tmp_path)
     return tmp_path / "results" / "tiny"
-
-
-class CountingMethod:
-    """Says that every hand is where it is, and counts how often it is asked."""
-
-    def __init__(self, name: str = "method"):
-        self.name, self.calls = name, 0
-
-    def __call__(self, sequences):
-        self.calls += 1
-        tracks = [Tracks(s.true_keypoints(), s.true_keypoints(), s.crops.views.T > 0) for s in sequences]
-        unknown = [replace(t, scale=1.25) for t in tracks]
-        return {(self.name, "known"): tracks, (self.name, "unknown"): unknown}
 
 
 def test_files_give_back_what_was_saved(tmp_path, predictions):

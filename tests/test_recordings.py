@@ -1,6 +1,4 @@
 import json
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 
 import av
@@ -8,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import HEADSET_POSITIONS, MOUNTING_ANGLES_DEG, hand_in_front, headset, tiny_recording, write_gray_video
+from made_up_data import drop, put
 from torch.testing import assert_close
 
 from lib.cameras import Fisheye62
@@ -276,25 +275,6 @@ def two_cameras(labels: dict) -> dict:
     """All that goes by camera, of the first two."""
     poses = [frame[:2] for frame in labels["camera_to_world_transforms"]]
     return {name: labels[name][:2] for name in ("cameras", "camera_angles")} | {"camera_to_world_transforms": poses}
-
-
-def put(*path_and_value):
-    """A change of labels: `put("cameras", 1, "fx", 3.0)` sets labels["cameras"][1]["fx"] = 3.0."""
-    *path, last, value = path_and_value
-
-    def change(labels: dict) -> None:
-        reduce(getitem, path, labels)[last] = value
-
-    return change
-
-
-def drop(*path):
-    """A change of labels that deletes an entry."""
-
-    def change(labels: dict) -> None:
-        del reduce(getitem, path[:-1], labels)[path[-1]]
-
-    return change
 
 
 @pytest.mark.parametrize(

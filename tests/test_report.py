@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_tables import study
+from made_up_predictions import study
 
 from lib.cli import main
 from lib.errors import InputError

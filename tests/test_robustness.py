@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_network
-from test_streams import tiny_dataset
+from made_up_data import tiny_dataset
 
 from lib.checkpoints import save_network
 from lib.multistage.keypoints import KeyNet, KeyNetConfig

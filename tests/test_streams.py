@@ -2,14 +2,14 @@
 
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_network, tiny_recording
+from conftest import tiny_network
+from made_up_data import reindex, tiny_dataset
 
 from lib.errors import InputError
 from lib.network import UmeTrack
@@ -18,40 +18,6 @@ from lib.rendered.shape import generic_hand
 from lib.study.sequences import keep_test_crops, load_sequences, split_fingerprint
 from lib.study.streams import ExtractedStreams, HandStreams, calibrate_scales, track_both
 from lib.tracking import Tracker, prepare_for_inference, true_keypoints
-
-FRAMES = 6
-MOTIONS = ("hand_hand", "occlusion", "pinch", "separate_hand")
-
-
-def tiny_dataset(folder: Path, motions: Sequence[str] = MOTIONS, users: Sequence[int] = (44, 45)) -> Path:
-    """A test split of tiny recordings of several lengths; the left hand is unlabelled in frame 2 of every other one."""
-    sequences, files = [], {}
-    for user in users:
-        for index, motion in enumerate(motions):
-            frames = FRAMES + index % 3
-            tiny = tiny_recording(frames)
-            tiny.labels["hand_confidences"][2][0] = float(index % 2)
-            tiny.labels["pinch"] = [[0, int(motion == "pinch" and 1 < t < 4)] for t in range(frames)]
-            tiny.labels["near_miss"] = [[int(t == 0), 0] for t in range(frames)]
-            tiny.labels["sheet"] = [int(t in (2, 3)) for t in range(frames)] if motion == "occlusion" else []
-            protocol = "separate_hand" if motion == "pinch" else motion
-            parts = ("raw_data/synthetic", protocol, "testing", f"user_{user}", f"recording_{index:02d}.mp4")
-            video = folder.joinpath(*parts)
-            video.parent.mkdir(parents=True, exist_ok=True)
-            written = tiny.write(video.parent)
-            for path in (written, written.with_suffix(".json")):
-                path.rename(video.with_suffix(path.suffix))
-                files[str(video.with_suffix(path.suffix).relative_to(folder))] = "hash"
-            sequences.append({"user": user, "index": index, "protocol": motion})
-    index = {"fingerprint": "tiny", "sequences": sequences, "sha256": files}
-    (folder / "testing.json").write_text(json.dumps(index))
-    return folder
-
-
-def reindex(folder: Path, **changes) -> None:
-    """Change the index of a test split."""
-    path = folder / "testing.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.fixture(scope="module")
