@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -171,3 +172,26 @@ def test_without_the_statistics_of_linux_all_cores_are_used(monkeypatch, tmp_pat
     monkeypatch.setattr(cores, "_STAT", tmp_path / "missing")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert cores.threads_to_use() == os.cpu_count()
+
+
+def test_kernels_are_cached_apart_for_every_version(tmp_path):
+    """Of the modules that hold any; a change elsewhere leaves them as they are."""
+    package = tmp_path / "lib"
+    (package / "rendered").mkdir(parents=True)
+    shutil.copy(ROOT / "lib" / "__init__.py", package)
+    (package / "rendered" / "light.py").write_text("@compiled")
+
+    def folder() -> str:
+        program = "import os, lib; print(os.environ['NUMBA_CACHE_DIR'])"
+        free = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+        command = [sys.executable, "-c", program]
+        return subprocess.run(
+            command, cwd=tmp_path, env=free | {"PYTHONPATH": str(tmp_path)}, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    first = folder()
+    assert first.startswith(str(package / "__pycache__"))
+    (package / "network.py").write_text("other")
+    assert folder() == first
+    (package / "rendered" / "light.py").write_text("@compiled # changed")
+    assert folder() != first

@@ -246,3 +246,17 @@ def test_keypoint_errors_are_measured_once(dataset, results, monkeypatch):
     save_network(KeyNet(KeyNetConfig(blocks="residual")), results / "checkpoints" / "keynet.safetensors")
     with pytest.raises(TypeError, match="not callable"):
         keypoint_errors("keynet", "tiny", dataset)
+
+
+def test_the_baseline_tracks_sequences_without_videos(dataset, results, monkeypatch):
+    """Those of validation users; errors of keypoints are kept of the test split only."""
+    torch.manual_seed(0)
+    save_network(KeyNet(KeyNetConfig(blocks="residual")), results / "checkpoints" / "keynet.safetensors")
+    sequences = [replace(s, video=None) for s in load_sequences(dataset, "test")]
+    monkeypatch.setattr("lib.study.predictions.load_sequences", lambda folder, split: sequences)
+    monkeypatch.setattr("lib.study.predictions.split_fingerprint", lambda folder, split: split)
+    made = predict_multistage("tiny", dataset, "validation")
+    assert {skeleton: len(predictions.sequences) for skeleton, predictions in made.items()} == {
+        "known": len(sequences), "unknown": len(sequences)
+    }  # fmt: skip
+    assert not list((results / "predictions").glob("keypoints_*"))

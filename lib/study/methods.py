@@ -130,10 +130,12 @@ def predict_multistage(
 
     def track(sequences: Sequence[LabelledSequence]) -> dict[tuple[str, Skeleton], list[Tracks]]:
         tracker, generic = MultistageTracker(keypoint_source(weights, device)), generic_hand().to(dtype=torch.float64)
-        known, errors = track_with_errors(sequences, tracker.keypoints)
-        if split == "test":
-            _keep_keypoint_errors(KEYPOINTS, profile, data_folder, errors)
         recordings = [CachedRecording.of(s.crops, s.video) for s in sequences]
+        if split == "test":  # the errors of its keypoints come with it
+            known, errors = track_with_errors(sequences, tracker.keypoints)
+            _keep_keypoint_errors(KEYPOINTS, profile, data_folder, errors)
+        else:
+            known = tracker.track_all(recordings, [one.recording.hand_model for one in recordings])
         scales = [scale or 1.0 for scale in tracker.calibrate_all(recordings, generic)]  # 1 where nothing can be told
         unknown = tracker.track_all(recordings, [generic.scaled(scale) for scale in scales])
         return {
