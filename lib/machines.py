@@ -1,4 +1,4 @@
-"""What code runs on: the precision of a training, several processes, compiled kernels, the name of the machine.
+"""What code runs on: the precision of a training, several processes, the name of the machine.
 
 Precision and compilation change results by rounding only. So they belong to the machine, not to what is trained:
 weights, shared phases and rows of a search are found whatever they were computed with.
@@ -6,7 +6,6 @@ weights, shared phases and rows of a search are found whatever they were compute
 
 from __future__ import annotations
 
-import inspect
 import multiprocessing
 import os
 import platform
@@ -26,7 +25,6 @@ from typing import Literal, TypeVar, get_args
 import cv2
 import torch
 import torch.distributed as dist
-from numba import njit
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -125,6 +123,11 @@ def in_processes(jobs: Mapping[Name, Callable[[], Result]], workers: int, title:
     return {name: results[name] for name in jobs}
 
 
+def without_result(job: Callable[[], object]) -> None:
+    """What some jobs leave is in files; what they return need not travel between processes."""
+    job()
+
+
 def start_worker() -> None:
     """Keep a process to one thread and its progress to itself; an interrupt is the parent's business."""
     torch.set_num_threads(1)
@@ -189,25 +192,6 @@ def _cpu_info(field: str) -> list[str]:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return [value.strip() for name, _, value in (line.partition(":") for line in lines) if name.strip() == field]
-
-
-def compiled(function):
-    """Compile with numba: cached on disk, without the interpreter's lock, exact arithmetic (no fastmath).
-
-    Division by zero gives infinities as in NumPy, which lets loops be vectorised. Where the import hook of jaxtyping
-    has wrapped the function in checks, the function inside is compiled. Where no folder may be written, it is compiled
-    anew by every process.
-    """
-    function, options = inspect.unwrap(function), {"nogil": True, "error_model": "numpy"}
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:
-        return njit(**options)(function)
-
-
-def inlined(function):
-    """Compile into the compiled functions that call it: one called for every pixel need not be handed its arrays."""
-    return njit(inline="always", error_model="numpy")(inspect.unwrap(function))
 
 
 CODE = Path(__file__).parent

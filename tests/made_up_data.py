@@ -9,17 +9,11 @@ from operator import getitem
 from pathlib import Path
 
 import numpy as np
-from conftest import (
-    tiny_recording,
-)
+from conftest import tiny_recording
 
 from lib.crop_cache import CropSequence, Region, crop_sequence
 from lib.multistage.keypoints import Keypoints
-from lib.multistage.sources import (
-    KeypointRequest,
-    KeypointSource,
-    labelled_keypoints,
-)
+from lib.multistage.sources import KeypointRequest, KeypointSource, labelled_keypoints
 from lib.recordings import Recording
 
 FRAMES = 6

@@ -7,10 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from lib.hands import INDEX_TIP, THUMB_TIP
-from lib.study.predictions import (
-    Predictions,
-    TrackedSequence,
-)
+from lib.study.predictions import Predictions, TrackedSequence
 from lib.tracking import Tracks
 
 FRAMES = 40

@@ -178,11 +178,12 @@ def test_kernels_are_cached_apart_for_every_version(tmp_path):
     """Of the modules that hold any; a change elsewhere leaves them as they are."""
     package = tmp_path / "lib"
     (package / "rendered").mkdir(parents=True)
-    shutil.copy(ROOT / "lib" / "__init__.py", package)
+    for name in ("__init__.py", "compiled.py"):
+        shutil.copy(ROOT / "lib" / name, package)
     (package / "rendered" / "light.py").write_text("@compiled")
 
     def folder() -> str:
-        program = "import os, lib; print(os.environ['NUMBA_CACHE_DIR'])"
+        program = "import lib.compiled, numba; print(numba.config.CACHE_DIR)"
         free = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
         command = [sys.executable, "-c", program]
         return subprocess.run(

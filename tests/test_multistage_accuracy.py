@@ -10,6 +10,7 @@ from made_up_data import cached, changed
 from lib.crop_cache import view_sequence
 from lib.multistage.detection import DetNet, DetNetConfig
 from lib.multistage.detection_training import as_output
+from lib.multistage.hand_crops import CachedRecording
 from lib.multistage.sources import labelled_circles, labelled_keypoints
 from lib.recordings import Recording, read_recording
 from lib.study.baseline_accuracy import detection_table, keypoint_table, track_with_errors
@@ -41,7 +42,8 @@ def worse_behind_the_sheet(request, true):
 def test_errors_of_keypoints_with_and_without_a_sheet(recording):
     hidden = sequence_of(recording, "occlusion", slice(4, 7))
     networks = {"true": labelled_keypoints, "worse": changed(worse_behind_the_sheet)}
-    measured = {name: track_with_errors([hidden], source)[1] for name, source in networks.items()}
+    recordings = [CachedRecording.of(hidden.crops, hidden.video)]
+    measured = {name: track_with_errors([hidden], recordings, source)[1] for name, source in networks.items()}
     table = keypoint_table(measured).set_index(["network", "frames"])
     crops = int(hidden.crops.views.sum())
     assert table.crops["worse", "all"] == crops
@@ -55,7 +57,8 @@ def test_errors_of_keypoints_with_and_without_a_sheet(recording):
 
 def test_a_recording_without_sheet_counts_as_neither(recording):
     sequences = [sequence_of(recording, "separate_hand", slice(0))]
-    table = keypoint_table({"true": track_with_errors(sequences, labelled_keypoints)[1]})
+    recordings = [CachedRecording.of(s.crops, s.video) for s in sequences]
+    table = keypoint_table({"true": track_with_errors(sequences, recordings, labelled_keypoints)[1]})
     assert table.crops[table.frames != "all"].tolist() == [0, 0]
     assert table.median_px[table.frames != "all"].isna().all()
 

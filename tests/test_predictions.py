@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_network
+from conftest import run_here, tiny_network
 from made_up_data import reindex, tiny_dataset
 from made_up_predictions import CountingMethod, tracked
 
@@ -166,9 +166,8 @@ def test_a_trained_network_predicts_as_the_tracker_does(dataset, results):
 
 def test_all_predictions_are_made_at_once(dataset, results, monkeypatch):
     """Of all networks, known and unknown, and those without temporal state."""
-    for module in ("study.methods", "study.sequences"):
-        here = f"lib.{module}.in_processes"
-        monkeypatch.setattr(here, lambda jobs, *_: {name: job() for name, job in jobs.items()})
+    for module in ("methods", "sequences"):
+        monkeypatch.setattr(f"lib.study.{module}.in_processes", run_here)
     for name in END_TO_END:
         save_network(tiny_network(), results / "checkpoints" / f"{name}.safetensors")
     save_network(tiny_network(seed=1), results / "checkpoints" / "full_seed1.safetensors")

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_network
+from conftest import run_here, tiny_network
 from made_up_data import tiny_dataset
 
 from lib.checkpoints import save_network
@@ -68,9 +68,7 @@ def test_only_the_second_camera_turns_and_stays_where_it_is(sequences, rng):
 
 def test_true_keypoints_fail_with_a_wrong_skeleton(sequences, monkeypatch):
     """A fit of keypoints that are true in every crop does not look at pictures: only the skeleton can mislead it."""
-    monkeypatch.setattr(
-        "lib.study.robustness.in_processes", lambda jobs, *_: {name: job() for name, job in jobs.items()}
-    )
+    monkeypatch.setattr("lib.study.robustness.in_processes", run_here)
     fit = partial(track_cached, labelled_keypoints)
     table = robustness_table(sequences, {"fit": fit}).set_index("condition")
     assert list(table.index) == list(CONDITIONS)

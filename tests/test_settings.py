@@ -69,6 +69,6 @@ def test_a_training_of_ones_own_has_a_name_of_its_own(capsys, arguments, message
 
 
 def test_names_of_runs():
-    assert run_name("full", 0, {}, None) == "full"
-    assert run_name("full", 2, {}, None) == "full_seed2"
-    assert run_name("full", 2, {"steps": "1"}, "mine") == "mine"
+    assert run_name("full", 0, False, None) == "full"
+    assert run_name("full", 2, False, None) == "full_seed2"
+    assert run_name("full", 2, True, "mine") == "mine"

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from lib.compiled import compiled
 from lib.hands import NUM_FINGER_JOINTS, HandModel
-from lib.machines import compiled
 from lib.multistage.descent import (
     CONVERGED,
     FIRST_DAMPING,

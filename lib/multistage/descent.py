@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from lib.compiled import compiled
 from lib.hands import NUM_FINGER_JOINTS
-from lib.machines import compiled
 from lib.multistage.energy import evaluate
 from lib.multistage.kinematics import NUM_PARAMETERS, NUM_POSE, NUM_WRIST, dot, multiply, rodrigues
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from lib.compiled import compiled
 from lib.crops import MAX_VIEWS
 from lib.hands import NUM_FINGER_JOINTS, NUM_LANDMARKS
-from lib.machines import compiled
 from lib.multistage.kinematics import NUM_PARAMETERS, NUM_POSE, NUM_WRIST, dot, pose_landmarks, project
 
 NUM_RESIDUALS = MAX_VIEWS * NUM_LANDMARKS * 3

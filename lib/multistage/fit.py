@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lib.cameras import PosedCamera
+from lib.compiled import compiled
 from lib.crops import MAX_VIEWS
 from lib.hands import LANDMARKS, NUM_FINGER_JOINTS, NUM_LANDMARKS, RIGHT, HandModel
-from lib.machines import compiled
 from lib.multistage.descent import minimise
 from lib.multistage.energy import FitInput, FitWeights, is_shown, world_landmarks
 from lib.multistage.kinematics import (

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float
 
 from lib.cameras import Camera, Fisheye62, Pinhole
+from lib.compiled import compiled
 from lib.hands import NUM_BONES, NUM_FINGER_JOINTS, NUM_LANDMARKS, HandModel
-from lib.machines import compiled
 
 NUM_WRIST = 6
 NUM_POSE = NUM_WRIST + NUM_FINGER_JOINTS

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, UInt8, UInt32
 from scipy.ndimage import maximum_filter, minimum_filter
 
-from lib.machines import compiled
+from lib.compiled import compiled
 from lib.rendered.places import Place, sample_place
 from lib.rendered.surfaces import SKY, surface_value
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import gaussian_filter1d
 
-from lib.machines import compiled
+from lib.compiled import compiled
 from lib.rendered.backgrounds import Environment
 
 TEXEL, FIELD = 0.005, 256

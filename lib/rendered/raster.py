@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from lib.machines import compiled, inlined
+from lib.compiled import compiled, inlined
 from lib.rendered.lighting import illuminate, shade, vertex_normals
 from lib.rendered.scene import Scene
 from lib.rendered.sensor import expose, noise_key, turn_grid

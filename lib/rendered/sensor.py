@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 
 from lib.cameras import Fisheye62
-from lib.machines import compiled
+from lib.compiled import compiled
 
 GRID_PX = 8
 """Rays and vignetting are interpolated between nodes this far apart, within 0.03 px of the exact ray."""

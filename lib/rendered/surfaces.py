@@ -6,7 +6,7 @@ noise.
 
 import numpy as np
 
-from lib.machines import compiled
+from lib.compiled import compiled
 
 PLASTER, STRIPES, TILES, BRICK, PLANKS, CLOTH, PICTURE, BOOKS, PAGE, WINDOW, FOLIAGE, SKY, PLAIN = range(13)
 

@@ -57,18 +57,18 @@ def keypoint_table(measured: Mapping[str, KeypointErrors]) -> pd.DataFrame:
 
 
 def track_with_errors(
-    sequences: Sequence[LabelledSequence], source: KeypointSource
+    sequences: Sequence[LabelledSequence], recordings: Sequence[CachedRecording], source: KeypointSource
 ) -> tuple[list[Tracks], KeypointErrors]:
-    """The tracks of known skeletons, and the errors of the keypoints that they are tracked with."""
-    videos, errors, occlusion, sheet = {sequence.video: sequence for sequence in sequences}, [], [], []
+    """The tracks of the recordings of sequences, and the errors of the keypoints; skeletons are known."""
+    sequence_of = {id(one.recording): sequence for one, sequence in zip(recordings, sequences, strict=True)}
+    errors, occlusion, sheet = [], [], []
 
     def compare(request: KeypointRequest, seen: Keypoints, truth: Keypoints) -> None:
-        sequence, crops = videos[request.recording.video], len(request.hand)
+        sequence, crops = sequence_of[id(request.recording)], len(request.hand)
         errors.append((seen.pixels - truth.pixels).norm(dim=-1))
         occlusion.extend(crops * [sequence.protocol == "occlusion"])
         sheet.extend(crops * [bool(sequence.sheet[request.frame])])
 
-    recordings = [CachedRecording.of(sequence.crops, sequence.video) for sequence in sequences]
     tracker = MultistageTracker(observed(source, compare))
     tracks = tracker.track_all(recordings, [one.recording.hand_model for one in recordings])
     return tracks, KeypointErrors(torch.cat(errors).numpy(), np.array(occlusion), np.array(sheet))

@@ -112,12 +112,12 @@ def experiment_and_seed(run: str) -> tuple[str, int]:
     return name, int(seed or 0)
 
 
-def run_name(experiment: str, seed: int, settings: Mapping[str, str], name: str | None) -> str:
-    """What a run is called: EXPERIMENT, EXPERIMENT_seedN, or the `name` that a training with `settings` must have.
+def run_name(experiment: str, seed: int, own: bool, name: str | None) -> str:
+    """What a run is called: EXPERIMENT, EXPERIMENT_seedN, or the `name` that an `own` configuration must have.
 
     Raises InputError if it has none, or a name that is taken by an experiment or is no plain word.
     """
-    if settings and name is None:
+    if own and name is None:
         raise InputError("with --set the training is another one: give it a --name of its own")
     if name is None:
         return f"{experiment}{_SEED}{seed}" if seed else experiment
@@ -150,11 +150,9 @@ def train_experiment(
     `_seedN`. Raises InputError if the folder holds a run and `resume` is not asked for, if another process trains it,
     or if the weights are there and would be replaced.
     """
-    settings = settings or {}
-    if isinstance(experiment, str):
-        config, run = configuration(experiment, profile), run_name(experiment, seed, settings, name)
-    else:
-        config, run = experiment, run_name("", seed, {"configuration": "own"}, name)
+    settings, named = settings or {}, isinstance(experiment, str)
+    config = configuration(experiment, profile) if named else experiment
+    run = run_name(experiment if named else "", seed, bool(settings) or not named, name)
     folder = results_folder(profile) / "runs" / run
     weights = trained_weights_path(profile, run)
     config = with_settings(replace(config, seed=seed), settings)

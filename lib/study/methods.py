@@ -20,7 +20,7 @@ import torch
 from lib.errors import InputError
 from lib.files import BROKEN_ARRAYS, load_arrays, save_arrays, working_in
 from lib.filters import OneEuroFilter, search_one_euro
-from lib.machines import in_processes
+from lib.machines import in_processes, without_result
 from lib.multistage.fit import FIT_WEIGHTS
 from lib.multistage.hand_crops import CachedRecording
 from lib.multistage.networks import keypoint_source
@@ -39,23 +39,21 @@ from lib.study.experiments import (
 )
 from lib.study.pinch_detection import precision_and_recall, tuned_threshold
 from lib.study.predictions import (
-    VERSION,
     AllPredictions,
     Predictions,
     Skeleton,
     load_or_predict,
     predict,
+    provenance,
     trained_weights,
     weights_hash,
 )
 from lib.study.results import results_folder, save_table
 from lib.study.sequences import (
-    CROPS_VERSION,
     LabelledSequence,
     Split,
     keep_test_crops,
     load_sequences,
-    split_fingerprint,
 )
 from lib.study.tables import BASELINE, FILTERED, TEMPORAL, WITH_PINCH
 from lib.tracking import Tracks
@@ -103,12 +101,7 @@ def make_predictions(profile: str, data_folder: Path, workers: int, device: str 
     jobs |= {run: partial(make, run, without_memory=run in WITHOUT_MEMORY) for run in runs}
     with working_in(results_folder(profile) / "predictions", wait=True):
         keep_test_crops(data_folder, workers)
-        in_processes({n: partial(_without_result, job) for n, job in jobs.items()}, workers, "predictions", "method")
-
-
-def _without_result(job: Callable[[], object]) -> None:
-    """What a job leaves is in files; what it returns need not travel between processes."""
-    job()
+        in_processes({n: partial(without_result, job) for n, job in jobs.items()}, workers, "predictions", "method")
 
 
 def predict_seeds(profile: str, data_folder: Path, device: str = "cpu") -> dict[str, Predictions]:
@@ -131,11 +124,9 @@ def predict_multistage(
     def track(sequences: Sequence[LabelledSequence]) -> dict[tuple[str, Skeleton], list[Tracks]]:
         tracker, generic = MultistageTracker(keypoint_source(weights, device)), generic_hand().to(dtype=torch.float64)
         recordings = [CachedRecording.of(s.crops, s.video) for s in sequences]
-        if split == "test":  # the errors of its keypoints come with it
-            known, errors = track_with_errors(sequences, tracker.keypoints)
+        known, errors = track_with_errors(sequences, recordings, tracker.keypoints)
+        if split == "test":
             _keep_keypoint_errors(KEYPOINTS, profile, data_folder, errors)
-        else:
-            known = tracker.track_all(recordings, [one.recording.hand_model for one in recordings])
         scales = [scale or 1.0 for scale in tracker.calibrate_all(recordings, generic)]  # 1 where nothing can be told
         unknown = tracker.track_all(recordings, [generic.scaled(scale) for scale in scales])
         return {
@@ -145,7 +136,7 @@ def predict_multistage(
             ],
         }
 
-    source = f"{weights_hash(profile, KEYPOINTS)} {FIT_WEIGHTS}"
+    source = _baseline_source(KEYPOINTS, profile)
     made = load_or_predict((BASELINE,), profile, data_folder, source, track, split)
     return {skeleton: predictions for (_, skeleton), predictions in made.items()}
 
@@ -161,7 +152,8 @@ def keypoint_errors(network: str, profile: str, data_folder: Path) -> KeypointEr
         if json.loads(str(stored.pop("manifest"))) == made_from:
             return KeypointErrors(**stored)
     keypoints = keypoint_source(trained_weights(profile, network), "cpu")
-    _, errors = track_with_errors(load_sequences(data_folder, "test"), keypoints)
+    sequences = load_sequences(data_folder, "test")
+    _, errors = track_with_errors(sequences, [CachedRecording.of(s.crops, s.video) for s in sequences], keypoints)
     _keep_keypoint_errors(network, profile, data_folder, errors)
     return errors
 
@@ -177,12 +169,12 @@ def _keypoint_errors_path(network: str, profile: str) -> Path:
 
 def _keypoint_errors_source(network: str, profile: str, data_folder: Path) -> dict[str, str | int]:
     """What errors of keypoints are made from."""
-    return {
-        "source": f"{weights_hash(profile, network)} {FIT_WEIGHTS}",
-        "data": split_fingerprint(data_folder, "test"),
-        "version": VERSION,
-        "crops": CROPS_VERSION,
-    }
+    return provenance(_baseline_source(network, profile), data_folder, "test")
+
+
+def _baseline_source(network: str, profile: str) -> str:
+    """Identifies what tracks: the weights of a KeyNet and those of the fit."""
+    return f"{weights_hash(profile, network)} {FIT_WEIGHTS}"
 
 
 def _has_baseline(profile: str) -> bool:

@@ -174,6 +174,12 @@ def _read(path: Path, read: Callable, names: Sequence[str] | None = None):
         ) from error
 
 
+def provenance(source: str, data_folder: Path, split: Split) -> dict[str, str | int]:
+    """What predictions are made from: `source` identifies what tracks. Raises InputError if data are missing."""
+    data = split_fingerprint(data_folder, split)
+    return {"source": source, "data": data, "version": VERSION, "crops": CROPS_VERSION}
+
+
 def load_or_predict(
     methods: Sequence[str], profile: str, data_folder: Path, source: str, track: TrackSequences, split: Split = "test"
 ) -> AllPredictions:
@@ -185,8 +191,7 @@ def load_or_predict(
     """
     folder = results_folder(profile) / "predictions" / ("" if split == "test" else split)
     paths = {key: folder / "{}_{}.npz".format(*key) for key in product(methods, get_args(Skeleton))}
-    made_from = {"source": source, "data": split_fingerprint(data_folder, split)}
-    made_from |= {"version": VERSION, "crops": CROPS_VERSION}
+    made_from = provenance(source, data_folder, split)
 
     def is_made(key: tuple[str, Skeleton]) -> bool:
         expected = made_from | {"method": key[0], "skeleton": key[1]}

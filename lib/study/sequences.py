@@ -23,7 +23,7 @@ from lib.crop_cache import CropSequence, Region, crop_sequence
 from lib.errors import InputError
 from lib.files import MM, fingerprint, read_json
 from lib.hands import HANDS, for_hand
-from lib.machines import in_processes
+from lib.machines import in_processes, without_result
 from lib.recordings import Recording, read_recording
 from lib.study.experiments import listed_files, split_users
 
@@ -94,13 +94,8 @@ def load_sequences(folder: Path, split: Split, workers: int = 2) -> list[Labelle
 
 def keep_test_crops(folder: Path, workers: int) -> None:
     """Take the crops of all test recordings, in processes, so that they need but be loaded. Raises InputError."""
-    jobs = {index: partial(_without_result, load) for index, load in enumerate(_loads(folder, "test"))}
+    jobs = {index: partial(without_result, load) for index, load in enumerate(_loads(folder, "test"))}
     in_processes(jobs, workers, "crops of the test split", "sequence")
-
-
-def _without_result(load: Callable[[], LabelledSequence]) -> None:
-    """What it leaves is in files; what it returns need not travel between processes."""
-    load()
 
 
 def _loads(folder: Path, split: Split) -> list[Callable[[], LabelledSequence]]:
