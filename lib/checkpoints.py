@@ -18,6 +18,7 @@ from lib.files import refuse_pointer, write_atomically
 from lib.network import NetworkConfig, UmeTrack
 
 Network = TypeVar("Network", bound=nn.Module)
+LISTED = 20
 PUBLISHED_PREFIXES = {
     "_feature_extractor._image_backbone.0._layers.0.": "backbone.stem.",
     **{f"_feature_extractor._image_backbone.0._layers.{i}.": f"backbone.stages.{i - 1}." for i in (1, 2, 3, 4)},
@@ -69,9 +70,12 @@ def _with_weights(network: type[Network], config: Any, weights: Mapping[str, Ten
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a .safetensors file says of the weights it holds."""
-    with safe_open(path, "pt") as file:
-        return file.metadata()
+    """What a .safetensors file says of the weights it holds. Raises InputError if it is none."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise InputError(f"{path} is not a .safetensors file: {error}") from error
 
 
 def save_network(
@@ -91,7 +95,7 @@ def half_precision(network: nn.Module) -> dict[str, Tensor]:
 
 
 def check_names_and_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: Path) -> None:
-    """Raise InputError that lists every missing, unexpected or misshapen parameter."""
+    """Raise InputError that lists missing, unexpected and misshapen parameters, at most `LISTED` of them."""
     problems = [f"missing {name}" for name in expected if name not in weights]
     problems += [f"unexpected {name}" for name in weights if name not in expected]
     problems += [
@@ -100,7 +104,8 @@ def check_names_and_shapes(weights: Mapping[str, Tensor], expected: Mapping[str,
         if name in weights and weights[name].shape != tensor.shape
     ]
     if problems:
-        listing = "\n  ".join(problems)
+        more = [f"and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
+        listing = "\n  ".join(problems[:LISTED] + more)
         raise InputError(
             f"{source} does not hold the weights of this network; {len(problems)} differences:\n  {listing}"
         )

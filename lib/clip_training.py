@@ -1,15 +1,15 @@
-"""How the network is trained (§3.3, §3.4): on clips, towards the joint loss of both regressors, in two phases."""
+"""How the network is trained (§3.3, §3.4): on clips, towards the joint loss of both regressors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from lib.clips import MILD_AUGMENTATION, NO_AUGMENTATION, Augmentation, ClipBatch, ClipSource, SkeletonNoise
+from lib.clips import NO_AUGMENTATION, Augmentation, ClipBatch, ClipSource, SkeletonNoise
 from lib.files import MM
 from lib.hands import HandModel, for_hand
 from lib.losses import (
@@ -22,79 +22,45 @@ from lib.losses import (
     root_position_loss,
     temporal_loss,
 )
-from lib.network import Backbone, Features, HandPrediction, NetworkConfig, TemporalState, UmeTrack
+from lib.network import Features, HandPrediction, NetworkConfig, TemporalState, UmeTrack
 from lib.training import Losses, Task, TrainingConfig, draw_examples
 
 PINCH_COPIES = 6
 """How many times clips that show a pinch are drawn, for the baseline, too: 3 % of all clips, 15 % of those drawn."""
 
 BATCHES_TO_BEGIN_WITH = 10
-"""Batches of the first phase whose features show the temporal module what to pass on at first."""
+"""Batches whose features show a new temporal module what to pass on at first."""
 
 
 @dataclass(frozen=True)
 class ClipTrainingConfig(TrainingConfig):
     """A network, its losses and its batches of clips.
 
-    The first `pose_steps` train with L_pose alone, on clips of `pose_clip_frames`; the rest with all `weights`, on
-    clips of `clip_frames`; each phase has a schedule of its own. A batch holds as many clips as make `hands` hands,
-    each in one or two views. Source: §5.1. Deviation: clip lengths and batch, which the paper leaves open or chooses
-    for nine GPUs; phases of unequal length; a memory that comes with the second phase, since on single frames there is
-    nothing to remember; encoders that begin as a KeyNet's; occluders, pinches drawn more often, and noisy input
-    skeletons. So few clips are in a batch of the second phase, and their frames so alike, that their mean and variance
-    say little, and that it forgets at the rate of the first: the statistics are kept, the rate is lower, and the
-    augmentation milder.
+    A batch holds as many clips of `clip_frames` as make `hands` hands, each in one or two views. Source: §5.1.
+    Deviation: clip lengths and batch, which the paper leaves open or chooses for nine GPUs; networks that begin as
+    another; occluders, pinches drawn more often, and noisy input skeletons.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     weights: LossWeights = field(default_factory=LossWeights)
     pretrained: str | None = None
-    """The experiment whose KeyNet the image encoder begins as."""
+    """The run whose network this one begins as, wholly or in part."""
     augmentation: Augmentation = field(default_factory=Augmentation)
-    pose_steps: int = 2_520
-    second_learning_rate: float = 5e-4
-    second_augmentation: Augmentation = field(default_factory=lambda: MILD_AUGMENTATION)
     hands: int = 96
-    pose_clip_frames: int = 1
     clip_frames: int = 8
     validation_hands: int = 768
     skeleton_noise: SkeletonNoise = field(default_factory=SkeletonNoise)
     pinch_copies: int = PINCH_COPIES
-    occluded: float = 0.25
-    """Share of the clips of the second phase in which an occluder passes before the hand: rendered training sequences
-    have none, and nothing else hides a hand for long enough to be worth remembering."""
+    occluded: float = 0.0
+    """Share of the clips in which an occluder passes before the hand: rendered training sequences have none, and
+    nothing else hides a hand for long enough to be worth remembering."""
+    keep_batch_norms: bool = False
+    """Whether batch normalisation keeps the means and variances that it begins with: of few clips, whose frames are
+    alike, those of a batch say little."""
 
-    def weights_at(self, step: int) -> LossWeights:
-        """The loss weights of a step: no temporal and no pinch term in the first phase."""
-        return replace(self.weights, temporal=0.0, pinch=0.0) if step < self.pose_steps else self.weights
-
-    def clip_frames_at(self, step: int) -> int:
-        """How long the clips of a step are."""
-        return self.pose_clip_frames if step < self.pose_steps else self.clip_frames
-
-    def learning_rate_at(self, step: int) -> float:
-        """The learning rate of a step: each phase has a schedule of its own."""
-        if step < self.pose_steps:
-            return self.scheduled(self.learning_rate, step, self.pose_steps)
-        return self.scheduled(self.second_learning_rate, step - self.pose_steps, self.steps - self.pose_steps)
-
-    def network_at(self, step: int) -> NetworkConfig:
-        """The network that a step trains: on single frames there is nothing to remember, so no temporal module."""
-        return replace(self.network, temporal_module=self.network.temporal_module and step >= self.pose_steps)
-
-    def with_steps(self, steps: int) -> ClipTrainingConfig:
-        """The same training in another number of steps, phases in proportion, of which a tenth at most warms up."""
-        pose_steps = steps * self.pose_steps // self.steps
-        shortest = min(phase for phase in (pose_steps, steps - pose_steps) if phase)
-        warmup_steps = min(self.warmup_steps, max(1, shortest // 10))
-        return replace(self, steps=steps, pose_steps=pose_steps, warmup_steps=warmup_steps)
-
-    def first_phase(self) -> tuple[int, ClipTrainingConfig]:
-        """The phase with L_pose alone, bare hands and no memory, the same whatever the second does."""
-        without_second = {"steps": self.pose_steps, "clip_frames": self.pose_clip_frames, "second_learning_rate": 0.0}
-        without_second |= {"second_augmentation": self.augmentation}
-        pose = replace(self.weights, temporal=0.0, pinch=0.0)
-        return self.pose_steps, replace(self, weights=pose, network=self.network_at(0), occluded=0.0, **without_second)
+    def __post_init__(self):
+        if self.weights.temporal and self.clip_frames < 3:
+            raise ValueError(f"L_temp needs clips of three frames or more, not {self.clip_frames}: weigh it 0")
 
 
 @dataclass(frozen=True)
@@ -107,10 +73,10 @@ class ClipData:
 
 
 @dataclass(frozen=True)
-class PretrainedEncoder:
-    """What an image encoder begins as: puts the weights of a file into it, whose hash it knows."""
+class Pretrained:
+    """Weights to begin with, of all parts of a network or of some, and the hash of the file that they are from."""
 
-    load: Callable[[Backbone], None]
+    weights: Mapping[str, Tensor]
     sha256: str
 
 
@@ -121,58 +87,50 @@ class ClipTraining(Task):
     config: ClipTrainingConfig
     data: ClipData
     generic_hand: HandModel
-    encoder: PretrainedEncoder | None = None
+    pretrained: Pretrained | None = None
     progress_metric = "known_mpjpe_mm"
 
     @property
     def sources(self) -> Mapping[str, str]:
         """What it learns from."""
-        return super().sources | ({} if self.encoder is None else {"pretrained": self.encoder.sha256})
+        return super().sources | ({} if self.pretrained is None else {"pretrained": self.pretrained.sha256})
 
-    def learner(self, device: torch.device, step: int) -> ClipLearner:
-        """A new network as the phase of the step has it, and what its losses need."""
-        network = UmeTrack(self.config.network_at(step))
-        if self.encoder is not None:
-            self.encoder.load(network.backbone)
-        return ClipLearner(network.to(device), self.generic_hand.to(device, torch.float32))
+    def learner(self, device: torch.device) -> ClipLearner:
+        """A new network, and what its losses need."""
+        network = UmeTrack(self.config.network).to(device)
+        return ClipLearner(network, self.generic_hand.to(device, torch.float32))
 
-    def second_phase(self, learner: ClipLearner) -> ClipLearner:
-        """The same network, and what it is to remember with, which begins by passing on what the first phase learnt."""
+    def begin(self, learner: ClipLearner) -> None:
+        """Begin as the pretrained network; a temporal module that it has not begins by passing on its features."""
+        if self.pretrained is None:
+            return
         network = learner.network
-        if not self.config.network.temporal_module:
-            return learner
-        device = next(network.parameters()).device
-        with torch.no_grad():
-            network.eval()
-            features = [network.extract(self.batch(step, 0, 1).crops) for step in range(BATCHES_TO_BEGIN_WITH)]
-        remembering = self.learner(device, self.config.pose_steps)
-        remembering.network.initialise_temporal_module(torch.cat(features))
-        remembering.network.load_state_dict(remembering.network.state_dict() | network.state_dict())
-        return remembering
+        new, _ = network.load_state_dict(self.pretrained.weights, strict=False)
+        if new and all(name.startswith("temporal.") for name in new):
+            batches = (self.batch(step, 0, 1) for step in range(BATCHES_TO_BEGIN_WITH))
+            with torch.no_grad():
+                network.eval()
+                network.initialise_temporal_module(torch.cat([network.extract(batch.crops) for batch in batches]))
 
     def batch(self, step: int, rank: int, processes: int) -> ClipBatch:
         """One process's share of the step's clips, augmented."""
-        config, frames = self.config, self.config.clip_frames_at(step)
+        config, frames = self.config, self.config.clip_frames
         clips = self.data.train.clips(frames, config.pinch_copies)
         chosen, generator = draw_examples(clips, config.hands // frames, config.seed, step, rank, processes)
-        first = step < config.pose_steps
-        augmentation = config.augmentation if first else config.second_augmentation
-        batch = self.data.train.batch(chosen, frames, augmentation, generator)
-        batch = batch.with_noisy_skeletons(config.skeleton_noise, generator)
-        return batch if first else batch.occluded(config.occluded, generator)
+        batch = self.data.train.batch(chosen, frames, config.augmentation, generator)
+        return batch.with_noisy_skeletons(config.skeleton_noise, generator).occluded(config.occluded, generator)
 
-    def losses(self, learner: nn.Module, batch: ClipBatch, step: int) -> Losses:
-        """The losses of a step, weighted as its phase says."""
-        if 0 < self.config.pose_steps <= step:
+    def losses(self, learner: nn.Module, batch: ClipBatch) -> Losses:
+        """The weighted losses."""
+        if self.config.keep_batch_norms:
             keep_batch_norms(learner)
-        return learner(batch, self.config.weights_at(step))
+        return learner(batch, self.config.weights)
 
-    def validate(self, learner: ClipLearner, source: ClipSource, step: int) -> Losses:
-        """The terms of the loss on clips that are as long as those that the step trains on, with exact skeletons."""
-        frames = self.config.clip_frames_at(step)
+    def validate(self, learner: ClipLearner, source: ClipSource) -> Losses:
+        """The terms of the loss on clips that are as long as those that are trained on, with exact skeletons."""
+        frames = self.config.clip_frames
         chosen, generator = draw_examples(source.clips(frames), self.config.validation_hands // frames, seed=0, step=0)
-        batch = source.batch(chosen, frames, NO_AUGMENTATION, generator)
-        return self.losses(learner, batch, step)
+        return self.losses(learner, source.batch(chosen, frames, NO_AUGMENTATION, generator))
 
 
 def keep_batch_norms(module: nn.Module) -> None:

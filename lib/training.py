@@ -3,19 +3,17 @@
 What is trained, on which batches and towards what, is a `Task`. A run is a folder: `config.json` (what is trained, on
 what, and for every session by which code, on which machine, how, from which step), `log.csv` (a row per step),
 `curve.csv` (the same, thinned), `checkpoint.pt` (weights, optimiser, position). The weights of a finished run go to a
-file of their own. A first phase that several configurations have in common is trained once: its weights lie in
-`first_phases/`, beside the runs, and whoever has that file trains the second phase alone.
+file of their own, with which another training may begin.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from io import BytesIO, StringIO
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -24,18 +22,14 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lib.checkpoints import half_precision, read_metadata, save_network
+from lib.checkpoints import save_network
 from lib.errors import InputError
 from lib.files import read_json, write_atomically
 from lib.machines import Precision, accelerate, agreed, commit, distribute, machine, native_precision
 from lib.optimizers import Optimizer, OptimizerName
-
-FIRST_PHASE_VERSION = 2
-"""Raised whenever the same configuration no longer gives the same weights: no first phase of other code is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,24 +51,15 @@ class TrainingConfig:
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a step."""
-        return self.scheduled(self.learning_rate, step, self.steps)
-
-    def scheduled(self, highest: float, step: int, steps: int) -> float:
-        """The learning rate of one `step`, by a schedule that takes `steps` and reaches at most `highest`."""
-        warm = highest * min(1.0, (step + 1) / self.warmup_steps)
+        warm = self.learning_rate * min(1.0, (step + 1) / self.warmup_steps)
         if self.schedule == "constant":
             return warm
-        progress = torch.tensor(step / steps).clamp(max=1.0)
+        progress = torch.tensor(step / self.steps).clamp(max=1.0)
         return warm * float(0.5 + 0.5 * torch.cos(torch.pi * progress))
 
     def with_steps(self, steps: int) -> TrainingConfig:
-        """The same training in another number of steps."""
-        return replace(self, steps=steps)
-
-    def first_phase(self) -> tuple[int, TrainingConfig]:
-        """The number of steps that a run may share with others, and what they depend on: runs whose second values are
-        equal share their first phase. Here no steps are shared."""
-        return 0, self
+        """The same training in another number of steps, of which a tenth at most warms up."""
+        return replace(self, steps=steps, warmup_steps=min(self.warmup_steps, max(1, steps // 10)))
 
 
 @dataclass(frozen=True)
@@ -103,34 +88,32 @@ class Task(ABC):
         return {"data": self.data.fingerprint}
 
     @abstractmethod
-    def learner(self, device: torch.device, step: int) -> nn.Module:
-        """A new module that computes the losses of a step, and of all others of its phase. Its `network` is saved;
-        `network.costly_layers` may run in bfloat16, and Muon leaves `network.output_layers` to Adam."""
+    def learner(self, device: torch.device) -> nn.Module:
+        """A new module that computes the losses. Its `network` is saved; `network.costly_layers` may run in bfloat16,
+        and Muon leaves `network.output_layers` to Adam."""
 
-    def second_phase(self, learner: nn.Module) -> nn.Module:
-        """What the second phase begins with, where the first has ended with `learner`."""
-        return learner
+    def begin(self, learner: nn.Module) -> None:  # noqa: B027
+        """Put what the training begins with into a new learner: here the random weights that it has."""
 
     @abstractmethod
     def batch(self, step: int, rank: int, processes: int) -> Any:
         """The share of a step's batch that falls to one of the processes: a function of its arguments alone."""
 
     @abstractmethod
-    def losses(self, learner: nn.Module, batch: Any, step: int) -> Losses:
-        """What `learner` makes of a batch in a step."""
+    def losses(self, learner: nn.Module, batch: Any) -> Losses:
+        """What `learner` makes of a batch."""
 
     @abstractmethod
-    def validate(self, learner: nn.Module, source: Any, step: int) -> Losses:
-        """Errors after a step on examples of `data.train` or `data.validation`: the same ones every time, without
-        augmentation."""
+    def validate(self, learner: nn.Module, source: Any) -> Losses:
+        """Errors on examples of `data.train` or `data.validation`: the same ones every time, without augmentation."""
 
 
 class Run:
     """A training run in its folder. `train` goes on from the last checkpoint, if there is one.
 
-    Runs in the same folder share their first phase, if it is the same. A new run computes in the `precision` asked for
-    (default: what the device multiplies natively), and goes on in it. Raises InputError if the folder holds a run with
-    another configuration, data or precision; the message says what differs.
+    A new run computes in the `precision` asked for (default: what the device multiplies natively), and goes on in it.
+    Raises InputError if the folder holds a run with another configuration, data or precision; the message says what
+    differs.
     """
 
     def __init__(
@@ -185,7 +168,7 @@ class Run:
         batch = self.task.batch(self.step, self.rank, self.processes)
         waited = time.perf_counter() - started
         self.learner.train()
-        losses = self.task.losses(self.learner, batch, self.step)
+        losses = self.task.losses(self.learner, batch)
         if not bool(torch.isfinite(losses.total)):
             raise InputError(self._keep_bad_batch(batch, losses.terms))
         self.network.zero_grad(set_to_none=True)
@@ -203,9 +186,6 @@ class Run:
         self.seconds += time.perf_counter() - started
         row |= {"seconds": self.seconds, "waiting": waited}
         self.log.append(row)
-        if self.step == self.config.first_phase()[0]:
-            self._save_weights(self._first_phase, log=thinned(pd.DataFrame(self.log)).to_csv(index=False))
-            self._begin_second_phase(half_precision(self.network))
         return row
 
     @torch.no_grad()
@@ -213,7 +193,7 @@ class Run:
         """Errors on users it learns from and, called validation, on others; how far they are apart is what more data
         could bring."""
         sources = {"train": self.task.data.train, "validation": self.task.data.validation}
-        errors = {name: self.task.validate(self.module.eval(), of, self.step - 1) for name, of in sources.items()}
+        errors = {name: self.task.validate(self.module.eval(), of) for name, of in sources.items()}
         return {f"{users}_{name}": float(value) for users, of in errors.items() for name, value in of.terms.items()}
 
     def save(self) -> None:
@@ -239,16 +219,11 @@ class Run:
             self.folder / "curve.csv", lambda path: thinned(log).to_csv(path, index=False, float_format="%.6g")
         )
 
-    def _save_weights(self, path: Path, **about: str) -> None:
+    def _save_weights(self, path: Path) -> None:
         """Write the weights in half precision, with all that tells how they came about."""
         if self.rank == 0:
-            about |= {"run": (self.folder / "config.json").read_text(), "seconds": f"{self.seconds:.0f}"}
+            about = {"run": (self.folder / "config.json").read_text(), "seconds": f"{self.seconds:.0f}"}
             save_network(self.network, path, about | {"crops": f"{self.log[-1]['crops']}"}, half=True)
-
-    @property
-    def _first_phase(self) -> Path:
-        """Where the runs beside this one find and leave the weights after the phase that they have in common."""
-        return self.folder.parent / "first_phases" / first_phase_name(self.config, self.sources)
 
     def _set_up(self, learner: nn.Module) -> None:
         """Train this from now on."""
@@ -260,17 +235,11 @@ class Run:
         self.optimizer = Optimizer(self.config.optimizer, self.network, self.precision)
         self.learner = distribute(self.module) if self.processes > 1 else self.module
 
-    def _begin_second_phase(self, weights: Mapping[str, Tensor]) -> None:
-        """Go on with rounded weights and a new optimiser: as from the file, so in the process that wrote it."""
-        torch.manual_seed(self.config.seed)
-        first = self.task.learner(self.device, 0)
-        first.network.load_state_dict(weights)
-        self._set_up(self.task.second_phase(first))
-
     def _resume(self, asked: Precision | None) -> None:
-        """Go on from the last checkpoint; a run that has none, from the end of a phase that another has trained."""
+        """Go on from the last checkpoint, or begin."""
         path = self.folder / "checkpoint.pt"
         torch.manual_seed(self.config.seed)
+        learner = self.task.learner(self.device)
         if path.exists():
             state = torch.load(path, map_location=self.device, weights_only=True)
             self.precision = state["sessions"][-1]["precision"]
@@ -279,21 +248,14 @@ class Run:
                     f"{self.folder} was begun in {self.precision}: "
                     f"go on without --precision {asked}, or choose another folder"
                 )
-            self._set_up(self.task.learner(self.device, state["step"]))
+            self._set_up(learner)
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
             self.sessions = state["sessions"]
-        elif self._first_phase.exists():
-            self._begin_second_phase(load_file(self._first_phase))
-            about = read_metadata(self._first_phase)
-            self.step, self.seconds = self.config.first_phase()[0], float(about["seconds"])
-            log = pd.read_csv(StringIO(about["log"]))
-            self.log = [row.dropna().to_dict() for _, row in log.astype(object).iterrows()]
-            run = json.loads(about["run"])
-            self.sessions = run.get("sessions", run.get("sittings"))  # as earlier versions called them
         else:
-            self._set_up(self.task.learner(self.device, 0))
+            self.task.begin(learner)
+            self._set_up(learner)
 
     def _claim_folder(self) -> None:
         """Write down what the run is, or check that the folder holds the same one."""
@@ -323,12 +285,6 @@ class Run:
         write_atomically(path, lambda temporary: torch.save(asdict(batch), temporary))
         values = ", ".join(f"{name} {float(value.detach()):.3g}" for name, value in terms.items())
         return f"loss or gradient of step {self.step} is not finite ({values}); its batch is kept in {path}"
-
-
-def first_phase_name(config: TrainingConfig, sources: Mapping[str, str]) -> str:
-    """The file of the weights after the first phase of a training, the same for all that have this phase in common."""
-    common = json.dumps([FIRST_PHASE_VERSION, asdict(config.first_phase()[1]), sources])
-    return f"{hashlib.sha256(common.encode()).hexdigest()[:16]}.safetensors"
 
 
 def fit_to_minutes(

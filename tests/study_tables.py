@@ -17,7 +17,8 @@ from lib.study.error_analysis import conditions_table, hand_frames, memory_table
 from lib.study.methods import predict_all, predict_seeds
 from lib.study.pinch_detection import latency_table
 from lib.study.predictions import predict, weights_hash
-from lib.study.results import ROOT, results_folder, training_config
+from lib.study.results import ROOT, results_folder
+from lib.study.runs import training_config
 from lib.study.sequences import load_sequences
 from lib.study.tables import (
     BASELINE,

@@ -44,12 +44,11 @@ def test_processes_share_a_batch_evenly():
 
 
 def test_a_share_that_cannot_be_even_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
-    """The first phase's batch of 8 single frames could be shared by 4 processes, the second's of 2 clips could not."""
     monkeypatch.setattr("lib.training.dist.is_initialized", lambda: True)
     monkeypatch.setattr("lib.training.dist.get_rank", lambda: 0)
     monkeypatch.setattr("lib.training.dist.get_world_size", lambda: 4)
     with pytest.raises(InputError, match="a batch of 2 cannot be shared evenly by 4 processes"):
-        run(tmp_path / "run", made_up_data(tmp_path), pose_clip_frames=1)
+        run(tmp_path / "run", made_up_data(tmp_path))
     assert not (tmp_path / "run").exists()
 
 
@@ -94,7 +93,7 @@ def test_two_processes_with_half_the_batch_each_give_the_same_gradients(tmp_path
         torch.testing.assert_close(two[name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max() + 1e-3))
 
 
-_BOTH_PHASES = """
+_IN_SESSIONS = """
 import sys, torch, torch.distributed as dist
 from pathlib import Path
 sys.path[:0] = [{tests!r}]
@@ -107,7 +106,7 @@ with process_group("cpu"):
 
 
 def train_with_others(folder: Path, rank: int) -> None:
-    """Both phases, once at a stretch and once in three sessions."""
+    """Once at a stretch and once in three sessions."""
     recording = folder / f"recording_{rank}"
     recording.mkdir()
     source = ClipSource([sequence_of(recording, 6)])
@@ -122,9 +121,9 @@ def train_with_others(folder: Path, rank: int) -> None:
     run(folder / "b/sessions", data, optimizer="muon").train(folder / "sessions.safetensors")
 
 
-def test_two_processes_train_both_phases_and_go_on_where_they_were(tmp_path):
-    script = tmp_path / "both.py"
-    script.write_text(_BOTH_PHASES.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+def test_two_processes_train_and_go_on_where_they_were(tmp_path):
+    script = tmp_path / "sessions.py"
+    script.write_text(_IN_SESSIONS.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
     finished = torchrun(script)
     assert finished.returncode == 0, finished.stderr
     alone, sessions = (load_network(tmp_path / f"{name}.safetensors").state_dict() for name in ("alone", "sessions"))

@@ -58,9 +58,7 @@ def labelled_sequence(folder: Path) -> LabelledSequence:
 
 
 def clip_training(folder: Path, device: str) -> Task:
-    config = replace(
-        CONFIG, skeleton_noise=SkeletonNoise(), optimizer="muon", steps=4, pose_steps=2, validation_every=2
-    )
+    config = replace(CONFIG, skeleton_noise=SkeletonNoise(), optimizer="muon", steps=4, validation_every=2)
     return ClipTraining(config, made_up_data(folder, device), generic_hand())
 
 

@@ -188,7 +188,7 @@ def test_a_killed_rendering_ends_with_the_same_bytes(tmp_path):
 
 
 def test_a_killed_training_ends_with_the_same_weights(tmp_path):
-    """Killed before the first step, and then in each of two phases, of six steps each."""
+    """Killed before the first of twelve steps, and then twice on its way."""
     whole, killed = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
     for folder in (whole, killed):
         folder.parent.mkdir()

@@ -1,28 +1,28 @@
 """Precision and threads: what is chosen where nobody says otherwise."""
 
-import json
 import math
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from tiny_runs import WEIGHTS, made_up_data, run
+from tiny_runs import made_up_data, run
 
 from lib import cores, machines
 from lib.crop_cache import ViewSequence
 from lib.errors import InputError
-from lib.files import read_json
+from lib.files import read_json, sha256_of
 from lib.multistage.detection_training import DetectionTraining, DetectionTrainingConfig, ViewData, ViewSource
-from lib.study.experiments import EXPERIMENTS, experiment_and_seed
+from lib.study.experiments import RELEASED_RUNS, configuration, experiment_and_seed, trained_weights_path
 from lib.study.results import results_folder
-from lib.training import Run, first_phase_name
+from lib.study.settings import leaves
+from lib.training import Run
 
 
 @pytest.fixture(scope="module")
@@ -87,21 +87,24 @@ def test_a_network_that_cannot_run_in_bfloat16_is_recorded_in_float32(tmp_path):
     assert Run(tmp_path / "run", task, "cpu", "bfloat16").sessions[0]["precision"] == "float32"
 
 
-def test_a_shared_phase_is_found_whatever_it_was_computed_in(data, tmp_path):
-    run(tmp_path / "a", data, precision="bfloat16").train(tmp_path / WEIGHTS)
-    other = run(tmp_path / "b", data, precision="float32")
-    assert (other.step, other.precision) == (other.config.first_phase()[0], "float32")
+def test_released_runs_are_those_of_the_code():
+    """Each trained what its configuration says now, where it says it, and began with the weights that are there."""
+    folder = results_folder("reference")
+    for name in RELEASED_RUNS:
+        about = read_json(folder / "runs" / name / "config.json")
+        experiment, seed = experiment_and_seed(name)
+        config = configuration(experiment, "reference", seed)
+        now = dict(leaves(config))
+        then = {key: tuple(value) if isinstance(value, list) else value for key, value in _flat(about["training"])}
+        assert then.items() <= now.items(), name
+        weights = trained_weights_path("reference", getattr(config, "pretrained", None) or "none")
+        if weights.exists():
+            assert about["pretrained"] == sha256_of(weights), name
 
 
-def test_the_released_shared_phase_is_found():
-    """By its configuration as it stands in the code, with whatever precision."""
-    runs = results_folder("reference") / "runs"
-    for name in ("full", "full_temporal_loss"):
-        about = read_json(runs / name / "config.json")
-        config = EXPERIMENTS[experiment_and_seed(name)[0]]
-        assert about["training"] == json.loads(json.dumps(asdict(config)))
-        sources = {source: about[source] for source in ("data", "pretrained")}
-        assert (runs / "first_phases" / first_phase_name(config, sources)).is_file()
+def _flat(settings: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in settings.items():
+        yield from _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
 
 
 def test_jobs_run_in_processes_of_one_thread():

@@ -8,7 +8,7 @@ import torch
 from conftest import TINY, tiny_network
 from tiny_runs import CONFIG, WEIGHTS, made_up_data, run, sequence_of
 
-from lib.clip_training import ClipData, ClipLearner, ClipTraining, ClipTrainingConfig, clip_features
+from lib.clip_training import ClipData, ClipLearner, ClipTraining, Pretrained, clip_features
 from lib.clips import NO_AUGMENTATION, TRUE_SKELETON, ClipSource, SkeletonNoise
 from lib.hands import for_hand
 from lib.losses import LossWeights, pinch_loss, temporal_loss
@@ -32,8 +32,8 @@ def test_overfits_a_clip(data, tmp_path):
     source = ClipSource([sequence_of(tmp_path, 4)])
     source.labels["views"][:, 1] = 0  # the left hand only: one clip
     one = ClipData(source, source, "one clip")
-    steps = {"steps": 500, "pose_steps": 500, "validation_every": 500}
-    training = run(tmp_path / "run", one, **steps, hands=4, learning_rate=8e-3, warmup_steps=10)
+    steps, pose = {"steps": 500, "validation_every": 500}, LossWeights(temporal=0.0, pinch=0.0)
+    training = run(tmp_path / "run", one, **steps, weights=pose, hands=4, learning_rate=8e-3, warmup_steps=10)
     training.train(tmp_path / WEIGHTS)
     assert training.log[-1]["known_mpjpe_mm"] < 2.0
 
@@ -90,71 +90,53 @@ def test_clip_state_is_carried_frame_by_frame(batch):
             torch.testing.assert_close(at_once[frame], features, rtol=1e-4, atol=1e-5)
 
 
-def test_phases_and_schedule():
-    config = replace(CONFIG, pose_steps=5, steps=10, learning_rate=1.0, second_learning_rate=0.1, warmup_steps=4)
-    assert config.weights_at(4) == replace(config.weights, temporal=0.0, pinch=0.0)
-    assert config.weights_at(5) == config.weights
-    rates = [config.learning_rate_at(step) for step in range(11)]
+def test_schedule():
+    config = replace(CONFIG, steps=5, learning_rate=1.0, warmup_steps=4)
+    rates = [config.learning_rate_at(step) for step in range(6)]
     assert rates[0] == pytest.approx(0.25)
     assert rates[4] == pytest.approx(0.5 + 0.5 * np.cos(0.8 * np.pi))
-    assert rates[5:] == pytest.approx([0.1 * rate for rate in (*rates[:5], 0.0)], abs=1e-7)
+    assert rates[5] == pytest.approx(0.0, abs=1e-7)
     constant = replace(config, schedule="constant")
-    assert [constant.learning_rate_at(step) for step in (0, 3, 5, 10)] == pytest.approx([0.25, 1.0, 0.025, 0.1])
-    assert (config.with_steps(40).steps, config.with_steps(40).pose_steps) == (40, 20)
-    brief = replace(config, steps=1000, pose_steps=900, warmup_steps=50).with_steps(200)
-    assert (brief.pose_steps, brief.warmup_steps) == (180, 2)  # a tenth of the second phase
+    assert [constant.learning_rate_at(step) for step in (0, 3, 5)] == pytest.approx([0.25, 1.0, 1.0])
+    brief = replace(config, steps=1000, warmup_steps=50).with_steps(200)
+    assert (brief.steps, brief.warmup_steps) == (200, 20)  # a tenth
 
 
-def test_the_second_phase_keeps_the_batch_statistics_of_the_first(data, tmp_path):
-    training = run(tmp_path / "run", data)
-
-    def changed_by_a_step() -> list[tuple[bool, bool]]:
-        norms = [m for m in training.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-        before = [(norm.running_mean.clone(), norm.weight.detach().clone()) for norm in norms]
-        training.one_step()
-        pairs = zip(norms, before, strict=True)
-        return [(not torch.equal(n.running_mean, mean), not torch.equal(n.weight, scale)) for n, (mean, scale) in pairs]
-
-    assert all(mean and scale for mean, scale in changed_by_a_step())
-    while training.step < CONFIG.pose_steps:
-        training.one_step()
-    assert all(scale and not mean for mean, scale in changed_by_a_step())
+@pytest.mark.parametrize("kept", [True, False])
+def test_batch_statistics_are_kept_where_asked_for(data, tmp_path, kept):
+    training = run(tmp_path / "run", data, keep_batch_norms=kept)
+    norms = [m for m in training.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    before = [(norm.running_mean.clone(), norm.weight.detach().clone()) for norm in norms]
+    training.one_step()
+    assert norms
+    for norm, (mean, scale) in zip(norms, before, strict=True):
+        assert torch.equal(norm.running_mean, mean) == kept
+        assert not torch.equal(norm.weight, scale)
 
 
 @pytest.mark.parametrize("noise", [SkeletonNoise(), TRUE_SKELETON])
-def test_both_phases_are_told_skeletons_as_wrong_as_asked(data, noise):
-    config = replace(CONFIG, skeleton_noise=noise)
-    for step in (CONFIG.pose_steps - 1, CONFIG.pose_steps):
-        batch = ClipTraining(config, data, generic_hand()).batch(step, rank=0, processes=1)
-        told, true = batch.input_model.skeleton_feature, batch.hand_model.skeleton_feature
-        assert torch.equal(told, true) == (noise == TRUE_SKELETON)
+def test_skeletons_are_as_wrong_as_asked(data, noise):
+    batch = ClipTraining(replace(CONFIG, skeleton_noise=noise), data, generic_hand()).batch(3, rank=0, processes=1)
+    told, true = batch.input_model.skeleton_feature, batch.hand_model.skeleton_feature
+    assert torch.equal(told, true) == (noise == TRUE_SKELETON)
 
 
-def test_each_phase_has_an_augmentation_of_its_own(data):
-    rolled = replace(NO_AUGMENTATION, roll=0.5)
-    config = replace(CONFIG, second_augmentation=rolled, occluded=0.0)
+def test_a_network_with_a_memory_begins_with_what_one_without_has_learnt(data, tmp_path):
+    alone = {"clip_frames": 1, "weights": LossWeights(temporal=0.0, pinch=0.0)}
 
-    def cameras(config: ClipTrainingConfig, step: int) -> torch.Tensor:
-        return ClipTraining(config, data, generic_hand()).batch(step, 0, 1).crops.camera_from_world
-
-    for step, augmentation in ((0, NO_AUGMENTATION), (CONFIG.pose_steps, rolled)):
-        alone = replace(config, augmentation=augmentation, second_augmentation=augmentation)
-        assert torch.equal(cameras(config, step), cameras(alone, step))
-    assert not torch.equal(
-        cameras(config, CONFIG.pose_steps), cameras(replace(config, pose_steps=12), CONFIG.pose_steps)
-    )
-
-
-def test_the_second_phase_begins_with_what_the_first_has_learnt(data, tmp_path):
     def error(training: Run) -> float:
-        """Of the first phase's clips, one frame long, so that there is nothing to remember."""
+        """Of single frames, so that there is nothing to remember."""
+        single = replace(training.task, config=replace(CONFIG, **alone))
         with torch.no_grad():
-            losses = training.module.eval()(training.task.batch(0, 0, 1), CONFIG.weights_at(0))
+            losses = training.module.eval()(single.batch(0, 0, 1), single.config.weights)
         return float(losses.terms["known_mpjpe_mm"])
 
-    first = run(tmp_path / "no_temporal", data, pose_clip_frames=1, network=replace(TINY, temporal_module=False))
-    while first.step < CONFIG.pose_steps:
+    first = run(tmp_path / "first", data, **alone, network=replace(TINY, temporal_module=False))
+    for _ in range(6):
         first.one_step()
-    second = run(tmp_path / "full", data, pose_clip_frames=1)
-    assert (second.step, second.network.config.temporal_module) == (CONFIG.pose_steps, True)
+    learnt = {name: weight.clone() for name, weight in first.network.state_dict().items()}
+    second = run(tmp_path / "second", data, pretrained=Pretrained(learnt, "made up"))
+    assert second.network.config.temporal_module
     assert error(second) == pytest.approx(error(first), rel=0.02)
+    new = run(tmp_path / "new", data)
+    assert error(new) != pytest.approx(error(first), rel=0.02)

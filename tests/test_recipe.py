@@ -2,10 +2,13 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from conftest import TINY
+from tiny_runs import CONFIG, made_up_data
 
 from lib.checkpoints import save_network
 from lib.errors import InputError
-from lib.files import write_atomically
+from lib.files import read_json, write_atomically
+from lib.losses import LossWeights
 from lib.multistage.keypoints import KeyNet, pretrain
 from lib.network import UmeTrack
 from lib.rendered.shape import generic_hand
@@ -48,7 +51,7 @@ def test_a_variant_is_trained_once(trained, tmp_path):
 
 def test_another_configuration_other_data_or_another_beginning_replace_the_row(trained, tmp_path, monkeypatch):
     search(tmp_path, "base", "U weighs 0")
-    monkeypatch.setitem(recipe.VARIANTS, "base", replace(recipe.BASE, hands=8))
+    monkeypatch.setitem(recipe.VARIANTS, "base", recipe.BASE.in_both(hands=8))
     table = search(tmp_path, "base", "U weighs 0").set_index("variant")
     assert table.known_mpjpe_mm.to_dict() == {"U weighs 0": 2.0, "base": 3.0}
     (tmp_path / "data" / "training.json").write_text('{"sha256": {"crops/a.npy": "2"}}')
@@ -63,7 +66,8 @@ def test_an_unknown_variant_lists_what_there_is(trained, tmp_path):
 
 
 def test_every_variant_has_the_layers_of_the_encoder_that_it_begins_with(tmp_path):
-    networks = {(config.pretrained, config.network) for config in recipe.VARIANTS.values() if config.pretrained}
+    first = [variant.phases[0] for variant in recipe.VARIANTS.values()]
+    networks = {(config.pretrained, config.network) for config in first if config.pretrained}
     for name, network in networks:
         save_network(KeyNet(EXPERIMENTS[name].network), tmp_path / "weights.safetensors", {})
         pretrain(UmeTrack(network).backbone, tmp_path / "weights.safetensors")
@@ -76,3 +80,21 @@ def test_rows_of_earlier_versions_are_trained_anew(trained, tmp_path):
     path = tmp_path / "results/tiny/tables/recipe.csv"
     pd.read_csv(path).drop(columns="identity").to_csv(path, index=False)
     assert search(tmp_path, "base").known_mpjpe_mm.tolist() == [2.0]
+
+
+def test_a_variant_goes_through_both_phases_briefly(tmp_path, monkeypatch):
+    data = made_up_data(tmp_path)
+    pose = LossWeights(temporal=0.0, pinch=0.0)
+    first = replace(CONFIG, clip_frames=1, weights=pose, network=replace(TINY, temporal_module=False), steps=30)
+    base = recipe.Recipe(first, replace(CONFIG, steps=10))
+    monkeypatch.setattr("lib.study.recipe.BASE", base)
+    monkeypatch.setattr("lib.study.recipe._loaded_once", lambda folder, device: data)
+    monkeypatch.setitem(recipe.VARIANTS, "base", base)
+    monkeypatch.setitem(recipe.VARIANTS, "in one", base.in_one())
+    for name, steps in (("base", [3, 1]), ("in one", [4])):
+        folder = tmp_path / name
+        row = recipe._train(name, "tiny", folder, tmp_path, generic_hand(), "cpu", 64, "float32")
+        trained = [read_json(path)["training"]["steps"] for path in sorted(folder.glob("*/config.json"))]
+        assert (trained, row["steps"]) == (steps, sum(steps))
+        assert row["crops"] == 16 * sum(steps)
+        assert row["known_mpjpe_mm"] > 0

@@ -8,7 +8,7 @@ import pytest
 from lib.errors import InputError
 from lib.machines import commit
 from lib.study import results
-from lib.study.results import training_curves
+from lib.study.runs import training_curves
 
 
 @pytest.fixture

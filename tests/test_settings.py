@@ -6,7 +6,7 @@ import pytest
 
 from lib.cli import main
 from lib.errors import InputError
-from lib.study.experiments import EXPERIMENTS, run_name
+from lib.study.experiments import EXPERIMENTS, experiment_and_seed, run_name
 from lib.study.settings import leaves, read_settings, with_settings
 
 CONFIG = EXPERIMENTS["full"]
@@ -28,6 +28,14 @@ def test_a_field_of_any_type_is_set(setting, expected):
     assert with_settings(CONFIG, read_settings([setting])) == expected
 
 
+def test_fields_are_set_at_once():
+    """In whatever order: half of them may be no configuration."""
+    settings = ["clip_frames=1", "network.blocks=1,1,1,1", "weights.temporal=0", "network.widths=8,8,8,16"]
+    settings += ["network.stem=convolution"]
+    changed = with_settings(EXPERIMENTS["full_temporal_loss"], read_settings(settings))
+    assert (changed.clip_frames, changed.weights.temporal, changed.network.widths) == (1, 0.0, (8, 8, 8, 16))
+
+
 def test_every_field_can_be_set_to_what_it_is():
     for name, value in leaves(CONFIG):
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -45,6 +53,7 @@ def test_every_field_can_be_set_to_what_it_is():
         (["schedule=linear"], "schedule=linear: expected one of cosine, constant"),
         (["network.temporal_module=no"], "network.temporal_module=no: expected true or false"),
         (["network.blocks=2"], "network.blocks=2: a network with a unshuffle stem needs 3 stages"),
+        (["clip_frames=2", "weights.temporal=0.5"], "L_temp needs clips of three frames or more, not 2"),
         (["steps"], "expected NAME=VALUE, say weights.temporal=0.5, got 'steps'"),
         (["steps=1", "steps=2"], "steps is set twice, to 1 and to 2"),
     ],
@@ -60,6 +69,7 @@ def test_what_cannot_be_set_is_refused(settings, message):
         (["--set", "weights.temporal=0.5"], "give it a --name of its own"),
         (["--set", "weights.temporal=0.5", "--name", "full"], "full is the name of an experiment of the study"),
         (["--name", "no_ftl_seed3"], "no_ftl_seed3 is the name of an experiment"),
+        (["--name", "single_frames"], "single_frames is the name of an experiment"),
         (["--name", "../elsewhere"], "is no name for a folder"),
     ],
 )
@@ -69,6 +79,6 @@ def test_a_training_of_ones_own_has_a_name_of_its_own(capsys, arguments, message
 
 
 def test_names_of_runs():
-    assert run_name("full", 0, False, None) == "full"
-    assert run_name("full", 2, False, None) == "full_seed2"
-    assert run_name("full", 2, True, "mine") == "mine"
+    assert run_name("full", 0) == "full"
+    assert run_name("full", 2) == "full_seed2"
+    assert experiment_and_seed("full_seed2") == ("full", 2)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -187,15 +188,24 @@ def test_frames_without_valid_neighbours_are_in_no_quarter():
     assert rest.mpjpe_mm.max() == pytest.approx(whole.mpjpe_mm.max(), rel=0.2)
 
 
+def write_run(folder: Path, run: str, steps: int, errors: list[tuple], pretrained: str | None = None) -> None:
+    """A run that has ended, by its errors of validation users after some steps."""
+    folder = folder / "results" / "tiny" / "runs" / run
+    folder.mkdir(parents=True)
+    training = {"steps": steps, "pretrained": pretrained}
+    (folder / "config.json").write_text(json.dumps({"training": training}))
+    curve = pd.DataFrame(errors, columns=["step", "validation_known_mpjpe_mm"])
+    curve.assign(crops=curve.step, seconds=0.5).to_csv(folder / "curve.csv", index=False)
+
+
 def test_seeds_are_read_off_the_curves(tmp_path, monkeypatch):
     """The error where the first phase ends, and at the end; of test users where there are weights."""
     monkeypatch.setattr("lib.study.results.ROOT", tmp_path)
-    for run, errors in {"full": (12.0, 13.0), "full_seed1": (12.5, 11.0), "no_ftl": (40.0, 41.0)}.items():
-        folder = tmp_path / "results" / "tiny" / "runs" / run
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps({"training": {"steps": 100, "pose_steps": 70}}))
-        rows = [(49, 20.0), (60, None), (69, errors[0]), (80, None), (99, errors[1])]
-        pd.DataFrame(rows, columns=["step", "validation_known_mpjpe_mm"]).to_csv(folder / "curve.csv", index=False)
+    first_phases = {"": 12.0, "_seed1": 12.5}
+    for seed, error in first_phases.items():
+        write_run(tmp_path, f"single_frames{seed}", 70, [(49, 20.0), (60, None), (69, error)])
+    for name, seed, error in (("full", "", 13.0), ("full", "_seed1", 11.0), ("no_ftl", "", 41.0)):
+        write_run(tmp_path, name + seed, 30, [(10, None), (29, error)], f"single_frames{seed}")
     made = made_up(9.0, 3.5)["known"]
     table = seeds_table("tiny", {"full": made})
     assert table.experiment.tolist() == ["full", "full"]

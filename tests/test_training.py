@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +16,15 @@ from conftest import TINY
 from tiny_runs import CONFIG, WEIGHTS, made_up_data, run, sequence_of
 
 from lib.checkpoints import load_network, save_network
-from lib.clip_training import ClipData, ClipTraining, PretrainedEncoder
+from lib.clip_training import ClipData, ClipTraining, ClipTrainingConfig
 from lib.clips import ClipSource
 from lib.errors import InputError
 from lib.files import read_json, sha256_of
 from lib.losses import LossWeights
-from lib.multistage.keypoints import KeyNet, KeyNetConfig, pretrain
+from lib.multistage.keypoints import KeyNet, KeyNetConfig
+from lib.network import UmeTrack
 from lib.rendered.shape import generic_hand
-from lib.study.experiments import REFERENCE_NETWORK, configuration, pretrained_encoder, train_experiment
+from lib.study.experiments import REFERENCE_NETWORK, configuration, read_pretrained, train_experiment
 from lib.training import Run, draw_examples, fit_to_minutes, thinned
 
 
@@ -62,7 +62,7 @@ def test_runs_are_judged_on_the_users_they_learn_from_and_on_others(data, tmp_pa
 def _train(folder: Path, recording: Path, delay: float) -> None:
     torch.set_num_threads(1)
     source = ClipSource([sequence_of(recording, 6)])
-    training = run(folder / "run", ClipData(source, source, "made up"), steps=40, pose_steps=20)
+    training = run(folder / "run", ClipData(source, source, "made up"), steps=40)
     training.train(folder / WEIGHTS, save_seconds=delay)
 
 
@@ -125,15 +125,20 @@ def test_another_configuration_is_refused_with_the_difference(data, tmp_path):
         run(tmp_path, replace(data, fingerprint="other"))
 
 
-def test_a_run_that_begins_with_another_network_is_bound_to_it(data, tmp_path):
-    weights = tmp_path / "keynet.safetensors"
+def with_weights(folder: Path, monkeypatch, seed: int = 0) -> ClipTrainingConfig:
+    """A configuration that begins as a KeyNet, whose weights are there."""
+    monkeypatch.setattr("lib.study.experiments.results_folder", lambda profile: folder)
+    torch.manual_seed(seed)
+    keynet = KeyNet(KeyNetConfig(keypoint_input=False, blocks="residual"))
+    save_network(keynet, folder / "checkpoints" / "keynet_image_only.safetensors")
+    return replace(CONFIG, network=REFERENCE_NETWORK, pretrained="keynet_image_only")
 
+
+def test_a_run_that_begins_with_another_network_is_bound_to_it(data, tmp_path, monkeypatch):
     def begun(name: str, seed: int) -> Run:
-        torch.manual_seed(seed)
-        save_network(KeyNet(KeyNetConfig(keypoint_input=False, blocks="residual")), weights)
-        config = replace(CONFIG, network=REFERENCE_NETWORK, pretrained="keynet_image_only")
-        begins = PretrainedEncoder(partial(pretrain, weights=weights), sha256_of(weights))
-        return Run(tmp_path / name, ClipTraining(config, data, generic_hand(), begins), "cpu")
+        config = with_weights(tmp_path, monkeypatch, seed)
+        task = ClipTraining(config, data, generic_hand(), read_pretrained(config, "reference"))
+        return Run(tmp_path / name, task, "cpu")
 
     first, same, other = (begun(*name_and_seed) for name_and_seed in (("a", 0), ("b", 0), ("c", 1)))
     of_first, of_same, of_other = (training.network.backbone.stem[1].weight for training in (first, same, other))
@@ -146,19 +151,32 @@ def test_a_run_that_begins_with_another_network_is_bound_to_it(data, tmp_path):
 
 def test_what_a_training_begins_with_must_have_been_trained(tmp_path, monkeypatch):
     monkeypatch.setattr("lib.study.experiments.results_folder", lambda profile: tmp_path / profile)
-    with pytest.raises(InputError, match=r"run python -m lib train keynet_image_only --profile smoke first"):
-        pretrained_encoder(configuration("full", "smoke"), "smoke")
-    assert pretrained_encoder(CONFIG, "smoke") is None
+    with pytest.raises(InputError, match=r"run python -m lib train single_frames --profile smoke first"):
+        read_pretrained(configuration("full", "smoke"), "smoke")
+    assert read_pretrained(CONFIG, "smoke") is None
+
+
+def test_what_a_training_begins_with_must_have_its_layers(tmp_path, monkeypatch):
+    config = replace(with_weights(tmp_path, monkeypatch), network=replace(REFERENCE_NETWORK, widths=(8, 16, 32)))
+    with pytest.raises(InputError, match=r"(?s)cannot begin as keynet_image_only: .* has shape .*, expected \(8,"):
+        read_pretrained(config, "reference")
+    config = replace(CONFIG, pretrained="other")
+    save_network(UmeTrack(replace(TINY, skeleton_encoder=False)), tmp_path / "checkpoints" / "other.safetensors")
+    with pytest.raises(InputError, match=r"(?s)cannot begin as other: .*\n  missing skeleton_encoder"):
+        read_pretrained(config, "reference")
+    (tmp_path / "checkpoints" / "other.safetensors").write_text("no weights")
+    with pytest.raises(InputError, match=r"cannot begin as other: .* is not a \.safetensors file"):
+        read_pretrained(config, "reference")
 
 
 @pytest.fixture
 def experiments(data, tmp_path, monkeypatch):
-    """Results in a folder of their own; `full` is a tiny training."""
+    """Results in a folder of their own; `full` is a tiny training, and so is the first phase that it begins with."""
     monkeypatch.setattr("lib.study.experiments.results_folder", lambda profile: tmp_path)
-    monkeypatch.setattr("lib.study.experiments.EXPERIMENTS", {"full": replace(CONFIG, steps=2, pose_steps=1)})
-    monkeypatch.setattr(
-        "lib.study.experiments.load_task", lambda config, *others: ClipTraining(config, data, generic_hand())
-    )
+    brief = replace(CONFIG, steps=2, weights=LossWeights(temporal=0.0))
+    monkeypatch.setattr("lib.study.experiments.FIRST_PHASES", {"single_frames": replace(brief, clip_frames=1)})
+    monkeypatch.setattr("lib.study.experiments.EXPERIMENTS", {"full": replace(brief, pretrained="single_frames")})
+    monkeypatch.setattr("lib.study.experiments.load_clips", lambda folder, device: data)
 
 
 def test_another_seed_is_another_run(experiments, tmp_path):
@@ -166,6 +184,8 @@ def test_another_seed_is_another_run(experiments, tmp_path):
         train_experiment("full", "reference", tmp_path, generic_hand(), "cpu", seed=seed)
     seeds = [read_json(tmp_path / "runs" / name / "config.json")["training"]["seed"] for name in ("full", "full_seed1")]
     assert seeds == [0, 1]
+    first_phases = [read_json(tmp_path / "runs" / name / "config.json")["training"] for name in ("full", "full_seed1")]
+    assert [training["pretrained"] for training in first_phases] == ["single_frames", "single_frames_seed1"]
     first, second = (load_network(tmp_path / "checkpoints" / f"{n}.safetensors") for n in ("full", "full_seed1"))
     assert not torch.equal(first.backbone.head.weight, second.backbone.head.weight)
 
@@ -245,19 +265,23 @@ def test_a_log_can_be_thinned_in_parts():
     pd.testing.assert_frame_equal(thinned(log[:20]), log[:20], check_names=False)
 
 
-def test_a_phase_in_common_is_trained_once(data, tmp_path):
-    alone = run(tmp_path / "alone" / "full", data, weights=LossWeights(pinch=0.0))
-    alone.train(tmp_path / "alone" / WEIGHTS)
-    run(tmp_path / "runs" / "pose", data, weights=LossWeights(temporal=0.0, pinch=0.0)).train(tmp_path / WEIGHTS)
-    second = run(tmp_path / "runs" / "full", data, weights=LossWeights(pinch=0.0))
-    assert second.step == CONFIG.pose_steps
-    assert [session["from_step"] for session in second.sessions] == [0, CONFIG.pose_steps]
-    second.train(tmp_path / "runs" / WEIGHTS)
-    assert (tmp_path / "runs" / WEIGHTS).read_bytes()[-1000:] == (tmp_path / "alone" / WEIGHTS).read_bytes()[-1000:]
-    curves = [pd.read_csv(folder / "full" / "curve.csv") for folder in (tmp_path / "alone", tmp_path / "runs")]
-    pd.testing.assert_frame_equal(*(curve.drop(columns=["seconds", "waiting"]) for curve in curves))
-    assert curves[0].crops.iloc[-1] == pd.read_csv(tmp_path / "runs/pose/curve.csv").crops.iloc[-1]
-    forgetful = run(tmp_path / "runs" / "no_temporal", data, network=replace(TINY, temporal_module=False))
-    assert forgetful.step == CONFIG.pose_steps, "single frames are the same to a network without memory"
-    other = run(tmp_path / "runs" / "other", data, seed=1, weights=LossWeights(pinch=0.0))
-    assert other.step == 0
+def test_a_first_phase_is_trained_once(experiments, tmp_path):
+    """With the experiment that needs it first; for others it is there."""
+    train_experiment("full", "reference", tmp_path, generic_hand(), "cpu")
+    weights = tmp_path / "checkpoints" / "single_frames.safetensors"
+    before = weights.read_bytes(), weights.stat().st_mtime_ns
+    train_experiment("full", "reference", tmp_path, generic_hand(), "cpu", settings={"hands": "4"}, name="mine")
+    assert (weights.read_bytes(), weights.stat().st_mtime_ns) == before
+    about = read_json(tmp_path / "runs" / "mine" / "config.json")
+    assert about["pretrained"] == sha256_of(weights)
+    assert [session["from_step"] for session in about["sessions"]] == [0]
+
+
+def test_a_first_phase_that_was_stopped_goes_on(experiments, tmp_path, data):
+    config = configuration("single_frames", "reference")
+    stopped = Run(tmp_path / "runs" / "single_frames", ClipTraining(config, data, generic_hand()), "cpu")
+    stopped.one_step()
+    stopped.save()
+    train_experiment("full", "reference", tmp_path, generic_hand(), "cpu")
+    sessions = read_json(tmp_path / "runs" / "single_frames" / "config.json")["sessions"]
+    assert [session["from_step"] for session in sessions] == [0, 1]

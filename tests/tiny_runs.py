@@ -5,7 +5,7 @@ from pathlib import Path
 
 from conftest import TINY, tiny_recording
 
-from lib.clip_training import ClipData, ClipTraining, ClipTrainingConfig
+from lib.clip_training import ClipData, ClipTraining, ClipTrainingConfig, Pretrained
 from lib.clips import NO_AUGMENTATION, TRUE_SKELETON, ClipSource
 from lib.crop_cache import CropSequence, crop_sequence
 from lib.machines import Precision
@@ -14,8 +14,8 @@ from lib.rendered.shape import generic_hand
 from lib.training import Run
 
 CONFIG = ClipTrainingConfig(
-    network=TINY, augmentation=NO_AUGMENTATION, skeleton_noise=TRUE_SKELETON, pose_steps=6, steps=12, hands=8,
-    pose_clip_frames=4, clip_frames=4, warmup_steps=2, validation_every=6, validation_hands=8,
+    network=TINY, augmentation=NO_AUGMENTATION, skeleton_noise=TRUE_SKELETON, steps=12, hands=8, clip_frames=4,
+    warmup_steps=2, validation_every=6, validation_hands=8,
 )  # fmt: skip
 WEIGHTS = "weights.safetensors"
 
@@ -33,6 +33,12 @@ def made_up_data(folder: Path, device: str = "cpu") -> ClipData:
     return ClipData(source, source, "made up")
 
 
-def run(folder: Path, data: ClipData, precision: Precision | None = "float32", **changes) -> Run:
-    """A run in the folder; runs beside it share a first phase with it."""
-    return Run(folder, ClipTraining(replace(CONFIG, **changes), data, generic_hand()), "cpu", precision)
+def run(
+    folder: Path,
+    data: ClipData,
+    precision: Precision | None = "float32",
+    pretrained: Pretrained | None = None,
+    **changes,
+) -> Run:
+    """A run in the folder, which begins as the `pretrained` network."""
+    return Run(folder, ClipTraining(replace(CONFIG, **changes), data, generic_hand(), pretrained), "cpu", precision)

@@ -55,7 +55,9 @@ def _add_train(commands) -> None:
     command.add_argument("experiment", help=f"one of {', '.join(EXPERIMENTS)}")
     add_profile(command)
     command.add_argument(
-        "--minutes", type=above_zero, help="train as long as this takes, instead of the profile's steps"
+        "--minutes",
+        type=above_zero,
+        help="train each phase as long as this takes, instead of the profile's steps",
     )
     command.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     command.add_argument("--seed", type=int, default=0, help="another one trains EXPERIMENT_seedN")

@@ -140,7 +140,7 @@ class DetectionTraining(Task):
     data: ViewData
     progress_metric = "center_px"
 
-    def learner(self, device: torch.device, step: int) -> DetectionLearner:
+    def learner(self, device: torch.device) -> DetectionLearner:
         """A new DetNet and its loss."""
         config = self.config
         return DetectionLearner(
@@ -155,11 +155,11 @@ class DetectionTraining(Task):
         views, generator = draw_examples(torch.arange(len(source)), config.views, config.seed, step, rank, processes)
         return source.batch(views, config.gain, generator)
 
-    def losses(self, learner: nn.Module, batch: ViewBatch, step: int) -> Losses:
-        """The loss, the same in all steps."""
+    def losses(self, learner: nn.Module, batch: ViewBatch) -> Losses:
+        """The loss."""
         return learner(batch)
 
-    def validate(self, learner: DetectionLearner, source: ViewSource, step: int) -> Losses:
+    def validate(self, learner: DetectionLearner, source: ViewSource) -> Losses:
         """Errors on views."""
         views, generator = draw_examples(torch.arange(len(source)), self.config.validation_views, seed=0, step=0)
         return learner(source.batch(views, 0.0, generator))

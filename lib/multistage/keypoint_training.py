@@ -113,7 +113,7 @@ class KeypointTraining(Task):
     data: ClipData
     progress_metric = "median_px"
 
-    def learner(self, device: torch.device, step: int) -> KeypointLearner:
+    def learner(self, device: torch.device) -> KeypointLearner:
         """A new KeyNet and its loss."""
         return KeypointLearner(KeyNet(self.config.network).to(device), self.config.distance_weight)
 
@@ -124,11 +124,11 @@ class KeypointTraining(Task):
         hands, generator = draw_examples(clips, config.hands, config.seed, step, rank, processes)
         return crop_batch(data.train, hands, config.augmentation, config.prior, generator)
 
-    def losses(self, learner: nn.Module, batch: CropBatch, step: int) -> Losses:
-        """The loss, the same in all steps."""
+    def losses(self, learner: nn.Module, batch: CropBatch) -> Losses:
+        """The loss."""
         return learner(batch)
 
-    def validate(self, learner: KeypointLearner, source: ClipSource, step: int) -> Losses:
+    def validate(self, learner: KeypointLearner, source: ClipSource) -> Losses:
         """Errors on crops, with expected keypoints as in training."""
         hands, generator = draw_examples(source.clips(1), self.config.validation_hands, seed=0, step=0)
         return learner(crop_batch(source, hands, NO_AUGMENTATION, self.config.prior, generator))

@@ -11,7 +11,8 @@ from lib.files import write_atomically
 from lib.study.claims import SMALL_COST, summary
 from lib.study.experiments import RELEASED_RUNS
 from lib.study.pinch_detection import THRESHOLD_MM
-from lib.study.results import results_folder, training_config, training_curves, training_effort
+from lib.study.results import results_folder
+from lib.study.runs import phases, training_config, training_curves, training_effort
 from lib.study.tables import ABLATION, MPJPA, MPJPE, MULTISTAGE, PINCH, by_case
 
 STUDY = (ABLATION, MULTISTAGE, PINCH, "claims")
@@ -67,7 +68,7 @@ def runs(profile: str) -> pd.DataFrame:
     rows = []
     for name in training_curves(profile, RELEASED_RUNS):
         effort = training_effort(profile, name)
-        training = training_config(profile, name)
+        training = training_config(profile, phases(profile, name)[0])
         row = {"experiment": f"`{name}`", "backbone": _backbone(training), "steps": f"{effort['steps']}"}
         row |= {"examples": f"{effort['crops']:,}", "minutes": f"{effort['minutes']}", "machine": effort["machine"]}
         rows.append(row)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Collection
 from io import BytesIO, StringIO
 from pathlib import Path
 
@@ -15,8 +14,7 @@ import pandas as pd
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
 
-from lib.errors import InputError
-from lib.files import read_json, write_atomically
+from lib.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,44 +22,6 @@ ROOT = Path(__file__).resolve().parents[2]
 def results_folder(profile: str) -> Path:
     """The folder that a run with this profile writes to; only that of `reference` is committed."""
     return ROOT / "results" / profile
-
-
-def training_curves(profile: str, runs: Collection[str]) -> dict[str, pd.DataFrame]:
-    """The thinned logs of those of some runs of a profile that have ended. Raises InputError if there are none."""
-    folder = results_folder(profile) / "runs"
-    paths = sorted(path for path in folder.glob("*/curve.csv") if path.parent.name in runs)
-    curves = {path.parent.name: pd.read_csv(path) for path in paths}
-    ended = {run: log for run, log in curves.items() if log.step.iloc[-1] + 1 == training_config(profile, run)["steps"]}
-    if not ended:
-        raise InputError(f"no training has left a whole curve.csv below {folder}: run make train PROFILE={profile}")
-    return ended
-
-
-def training_config(profile: str, run: str) -> dict[str, object]:
-    """The configuration a run was trained with."""
-    return read_json(results_folder(profile) / "runs" / run / "config.json")["training"]
-
-
-def training_effort(profile: str, experiment: str) -> dict[str, object]:
-    """How much a network was trained, where, and by which code: steps, crops, minutes, machine, seed, commit.
-
-    A run of several sessions names all machines and commits.
-    """
-    folder = results_folder(profile) / "runs" / experiment
-    about, last = read_json(folder / "config.json"), pd.read_csv(folder / "curve.csv").iloc[-1]
-    sessions = about["sessions"]
-    threads: dict[str, dict[str, None]] = {}
-    for one in sessions:
-        device = f"{one['machine']['device']}, {one['precision']}"
-        threads.setdefault(device, {})[str(one["machine"]["threads"])] = None
-    return {
-        "steps": about["training"]["steps"],
-        "crops": int(last.crops),
-        "minutes": round(last.seconds / 60),
-        "machine": "; ".join(f"{device}, threads: {' then '.join(used)}" for device, used in threads.items()),
-        "seed": about["training"]["seed"],
-        "commit": " ".join(dict.fromkeys(one["commit"] for one in sessions)),
-    }
 
 
 def save_figure(figure: Figure, profile: str, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -26,18 +27,18 @@ def read_settings(texts: list[str]) -> dict[str, str]:
 
 
 def with_settings(config: Config, settings: Mapping[str, str]) -> Config:
-    """The configuration with some fields changed; a dot leads into a part of it.
+    """The configuration with some fields changed, all at once; a dot leads into a part of it.
 
     Raises InputError for an unknown name, listing what there is, and for a value that is of another type or refused.
     """
-    for name, text in settings.items():
-        if name not in (names := {name for name, _ in leaves(config)}):
+    names = {name for name, _ in leaves(config)}
+    for name in settings:
+        if name not in names:
             raise InputError(f"no setting {name}; there are {', '.join(sorted(names))}")
-        try:
-            config = _with(config, name.split("."), text)
-        except ValueError as error:
-            raise InputError(f"{name}={text}: {error}") from error
-    return config
+    try:
+        return _changed(config, settings)
+    except ValueError as error:
+        raise InputError(f"{', '.join(map('='.join, settings.items()))}: {error}") from error
 
 
 def leaves(config: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -50,11 +51,16 @@ def leaves(config: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + field.name, value
 
 
-def _with(config: Config, path: list[str], text: str) -> Config:
-    first, *rest = path
-    if rest:
-        return replace(config, **{first: _with(getattr(config, first), rest, text)})
-    return replace(config, **{first: _parsed(text, get_type_hints(type(config))[first])})
+def _changed(config: Config, settings: Mapping[str, str]) -> Config:
+    """The configuration with some of its own fields, and fields of its parts, changed. Raises ValueError."""
+    types, of_parts = get_type_hints(type(config)), defaultdict(dict)
+    changes = {name: _parsed(text, types[name]) for name, text in settings.items() if "." not in name}
+    for name, text in settings.items():
+        part, dot, inner = name.partition(".")
+        if dot:
+            of_parts[part][inner] = text
+    changes |= {part: _changed(getattr(config, part), inner) for part, inner in of_parts.items()}
+    return replace(config, **changes)
 
 
 def _parsed(text: str, expected: Any) -> Any:

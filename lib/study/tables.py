@@ -18,7 +18,7 @@ from lib.metrics import Keypoints, Valid, landmark_accelerations, landmark_error
 from lib.study.experiments import RELEASED_RUNS, REPEATED, experiment_and_seed
 from lib.study.pinch_detection import precision_and_recall
 from lib.study.predictions import AllPredictions, Predictions
-from lib.study.results import training_config, training_curves, training_effort
+from lib.study.runs import phase_steps, training_curves, training_effort
 from lib.study.statistics import Interval, Pooled, combined, interval
 
 
@@ -277,9 +277,9 @@ def seeds_table(profile: str, predictions: Mapping[str, Predictions]) -> pd.Data
         if experiment not in REPEATED:
             continue
         measured = curve.dropna(subset="validation_known_mpjpe_mm").set_index("step").validation_known_mpjpe_mm
-        config = training_config(profile, run)
-        before = measured[measured.index < config["pose_steps"]]
-        row = {"experiment": experiment, "seed": seed, "steps": config["steps"]}
+        first, *others = phase_steps(profile, run)
+        before = measured[measured.index < first]
+        row = {"experiment": experiment, "seed": seed, "steps": first + sum(others)}
         row |= {
             "first_phase_validation_mm": before.iloc[-1] if len(before) else np.nan,
             "validation_mm": measured.iloc[-1],
