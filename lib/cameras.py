@@ -204,15 +204,15 @@ class Fisheye44(Fisheye):
         return torch.stack((x + growth * shift_x, y + growth * shift_y), dim=-1)
 
 
-MAX_STEP = 0.2
-"""Of the solver (rad): near the angle at which a lens folds over, a longer step would leap across it."""
+MAX_ITERATIONS, MAX_STEP = 50, 0.2
+"""Of the solver (steps, rad): near the angle at which a lens folds over, a longer step would leap across it."""
 
 
-def _invert_by_newton(function, target: Pixels, iterations: int = 50) -> Pixels:
+def _invert_by_newton(function, target: Pixels) -> Pixels:
     """Solve function(x) = target for points of the plane by damped Newton steps; NaN where it does not converge."""
     tolerance = 64 * torch.finfo(target.dtype).eps
     point, residual = target, function(target) - target
-    for _ in range(iterations):
+    for _ in range(MAX_ITERATIONS):
         if not bool((residual.abs().amax(dim=-1) > tolerance).any()):
             break
         step = torch.linalg.solve(_jacobian(function, point), residual[..., None])[..., 0]

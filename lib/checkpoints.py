@@ -18,7 +18,7 @@ from lib.files import refuse_pointer, write_atomically
 from lib.network import NetworkConfig, UmeTrack
 
 Network = TypeVar("Network", bound=nn.Module)
-LISTED = 20
+LISTED = 12
 PUBLISHED_PREFIXES = {
     "_feature_extractor._image_backbone.0._layers.0.": "backbone.stem.",
     **{f"_feature_extractor._image_backbone.0._layers.{i}.": f"backbone.stages.{i - 1}." for i in (1, 2, 3, 4)},
@@ -95,20 +95,20 @@ def half_precision(network: nn.Module) -> dict[str, Tensor]:
 
 
 def check_names_and_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: Path) -> None:
-    """Raise InputError that lists missing, unexpected and misshapen parameters, at most `LISTED` of them."""
-    problems = [f"missing {name}" for name in expected if name not in weights]
-    problems += [f"unexpected {name}" for name in weights if name not in expected]
-    problems += [
-        f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in weights and weights[name].shape != tensor.shape
+    """Raise InputError that lists missing, unexpected and misshapen parameters, at most `LISTED` of each kind."""
+    problems = [
+        [f"missing {name}" for name in expected if name not in weights],
+        [f"unexpected {name}" for name in weights if name not in expected],
+        [
+            f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in weights and weights[name].shape != tensor.shape
+        ],
     ]
-    if problems:
-        more = [f"and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
-        listing = "\n  ".join(problems[:LISTED] + more)
-        raise InputError(
-            f"{source} does not hold the weights of this network; {len(problems)} differences:\n  {listing}"
-        )
+    if count := sum(map(len, problems)):
+        lines = [line for kind in problems for line in [*kind[:LISTED], *(["..."] if len(kind) > LISTED else [])]]
+        listing = "\n  ".join(lines)
+        raise InputError(f"{source} does not hold the weights of this network; {count} differences:\n  {listing}")
 
 
 def _check_values(weights: Mapping[str, Tensor], source: Path) -> None:

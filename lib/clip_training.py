@@ -190,7 +190,7 @@ def _terms(
     weights: LossWeights,
     name: str,
 ) -> dict[str, Tensor]:
-    """Every term of one regressor, averaged over the hand-frames of the mask (the temporal term over inner ones)."""
+    """Every term of one regressor, averaged over the hand instances of the mask (the temporal term over inner ones)."""
     frames = batch.shape
     landmarks = model.landmarks(prediction.joint_angles, for_hand(prediction.world_from_wrist, batch.crops.hand))
     angles, wrists = prediction.joint_angles.unflatten(0, frames), prediction.world_from_wrist.unflatten(0, frames)

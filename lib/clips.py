@@ -123,8 +123,8 @@ class ClipBatch:
     def occluded(self, share: float, generator: torch.Generator) -> ClipBatch:
         """The same clips; in a share of them a plain occluder passes before the hand, in all views alike.
 
-        The sheet lies between two parallel edges. Along a random direction they move by 0.3 to 1.5 times half the crop
-        in a frame, 1 to 6 halves apart, so that a hand is hidden for up to 20 frames.
+        It lies between two parallel edges. Along a random direction they move by 0.3 to 1.5 times half the crop in a
+        frame, 1 to 6 halves apart, so that a hand is hidden for up to 20 frames.
         """
         frames, clips = self.shape
 

@@ -13,8 +13,8 @@ from pathlib import Path
 _STAT = Path("/proc/stat")
 
 
-def threads_to_use(seconds: float = 0.5) -> int:
-    """`OMP_NUM_THREADS` where it is set, else as many as cores were idle for the last `seconds`, and at least one.
+def threads_to_use() -> int:
+    """`OMP_NUM_THREADS` where it is set, else as many as cores were idle for half a second, and at least one.
 
     Where the system does not say what its cores do (Linux does), as many as there are.
     """
@@ -24,7 +24,7 @@ def threads_to_use(seconds: float = 0.5) -> int:
     if not _STAT.exists():
         return os.cpu_count() or 1
     before = _idle_and_all()
-    time.sleep(seconds)
+    time.sleep(0.5)
     changes = zip(before, _idle_and_all(), strict=True)
     free = sum(
         (idle - idle_before) / max(1, total - all_before) for (idle_before, all_before), (idle, total) in changes

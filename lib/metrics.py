@@ -1,7 +1,7 @@
 """Accuracy, jitter and pinch metrics (§5).
 
 Keypoints are (hands, frames, 21, 3) in millimetres, as the files of predictions store them; `valid` (hands, frames)
-tells which hand-frames (a hand in a frame) count.
+tells which hand instances (a hand in a frame) count.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def landmark_errors(tracked_mm: Keypoints, true_mm: Keypoints) -> Float[np.ndarr
 
 
 def mpjpe(tracked_mm: Keypoints, true_mm: Keypoints, valid: Valid) -> float:
-    """Mean per-joint position error over valid hand-frames, mm; NaN if there are none. Source: §5."""
+    """Mean per-joint position error over valid hand instances, mm; NaN if there are none. Source: §5."""
     return _mean(landmark_errors(tracked_mm, true_mm)[valid])
 
 
@@ -47,7 +47,7 @@ def mpjpa(keypoints_mm: Keypoints, valid: Valid) -> float:
 
 
 def pck(tracked_mm: Keypoints, true_mm: Keypoints, valid: Valid) -> Float[np.ndarray, "101"]:
-    """Share of valid hand-frames, in percent, whose mean landmark error lies below each of `PCK_THRESHOLDS_MM`."""
+    """Share of valid hand instances, in percent, whose mean landmark error lies below each of `PCK_THRESHOLDS_MM`."""
     errors = landmark_errors(tracked_mm, true_mm).mean(axis=-1)[valid]
     if not len(errors):
         return np.full(len(PCK_THRESHOLDS_MM), np.nan)
@@ -60,7 +60,7 @@ def auc(pck_percent: Float[np.ndarray, "101"]) -> float:
 
 
 def error_per_landmark(tracked_mm: Keypoints, true_mm: Keypoints, valid: Valid) -> Float[np.ndarray, "21"]:
-    """Mean error of each landmark over valid hand-frames, mm, in the order of `hands.LANDMARKS`."""
+    """Mean error of each landmark over valid hand instances, mm, in the order of `hands.LANDMARKS`."""
     errors = landmark_errors(tracked_mm, true_mm)[valid]
     return errors.mean(axis=0) if len(errors) else np.full(errors.shape[-1], np.nan)
 

@@ -20,7 +20,7 @@ from lib.tracking import Tracks
 
 HAND_COLORS = ("#D55E00", "#56B4E9")
 """Left vermilion, right sky blue (Okabe & Ito's colours for the colour-blind)."""
-_SUBPIXEL_BITS = 4
+_SUBPIXEL_BITS, _THICKNESS = 4, 2
 
 
 def draw_hand(
@@ -28,7 +28,6 @@ def draw_hand(
     camera: PosedCamera,
     landmarks_world: Float[np.ndarray, "21 3"],
     color: str,
-    thickness: int = 2,
 ) -> None:
     """Draw the skeleton of a hand (m, world) into an RGB picture; landmarks behind the camera are left out.
 
@@ -41,10 +40,10 @@ def draw_hand(
     fixed = (pixels * 2**_SUBPIXEL_BITS).round().int().tolist()
     for start, end in SKELETON_EDGES:
         if near[start] and near[end]:
-            cv2.line(picture, fixed[start], fixed[end], rgb, thickness, cv2.LINE_AA, _SUBPIXEL_BITS)
+            cv2.line(picture, fixed[start], fixed[end], rgb, _THICKNESS, cv2.LINE_AA, _SUBPIXEL_BITS)
     for point, visible in zip(fixed, near.tolist(), strict=True):
         if visible:
-            cv2.circle(picture, point, (thickness + 1) << (_SUBPIXEL_BITS - 1), rgb, -1, cv2.LINE_AA, _SUBPIXEL_BITS)
+            cv2.circle(picture, point, (_THICKNESS + 1) << (_SUBPIXEL_BITS - 1), rgb, -1, cv2.LINE_AA, _SUBPIXEL_BITS)
 
 
 def overlay_frames(recording: Recording, tracks: Tracks) -> Iterator[UInt8[np.ndarray, "height width 3"]]:

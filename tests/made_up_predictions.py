@@ -32,7 +32,9 @@ def of(*sequences) -> Predictions:
     return Predictions("method", "known", sequences)
 
 
-def made_up(error_mm: float, jitter_mm: float, unknown: float = 0.0, sheet: float = 0.0, spread: float = 0.1) -> dict:
+def made_up(
+    error_mm: float, jitter_mm: float, unknown: float = 0.0, occluder: float = 0.0, spread: float = 0.1
+) -> dict:
     """Predictions for both skeletons: hands misplaced along x that tremble along y, differing by sequence."""
     result = {}
     for skeleton, more in (("known", 0.0), ("unknown", unknown)):
@@ -41,14 +43,14 @@ def made_up(error_mm: float, jitter_mm: float, unknown: float = 0.0, sheet: floa
             rng = np.random.default_rng(index)
             base = pinching(rng, np.where(PINCHED, TOGETHER_MM, APART_MM))
             passing = (np.arange(FRAMES) >= 10) & (np.arange(FRAMES) < 20) & (PROTOCOLS[index % 4] == "occlusion")
-            offset = error_mm + more + spread * rng.normal() + sheet * passing
+            offset = error_mm + more + spread * rng.normal() + occluder * passing
             found = base.gt_keypoints.copy()
             found[..., 0] += offset[:, None] if np.ndim(offset) else offset
             found[:, ::2, :, 1] += jitter_mm / 2
             name = f"{PROTOCOLS[index % 4]}/user_{44 + index // 4}/recording_{index:02d}"
             sequences.append(
                 replace(base, name=name, motion=MOTIONS[index % 4], tracked_keypoints=found.astype(np.float32),
-                        sheet=passing, scale=1.0 if skeleton == "unknown" else float("nan"))
+                        occluder=passing, scale=1.0 if skeleton == "unknown" else float("nan"))
             )  # fmt: skip
         result[skeleton] = Predictions("method", skeleton, tuple(sequences))
     return result
@@ -60,10 +62,10 @@ def study(**changes) -> dict:
         "no_ftl": made_up(50.0, 6.0),
         "no_skeleton_encoder": made_up(13.0, 4.0),
         "no_temporal": made_up(9.5, 5.0),
-        "no_temporal_temporal_loss": made_up(10.2, 4.0, sheet=40.0),
+        "no_temporal_temporal_loss": made_up(10.2, 4.0, occluder=40.0),
         "full": made_up(9.0, 3.5),
         "full_one_euro": made_up(10.0, 2.6),
-        "full_temporal_loss": made_up(9.1, 2.6, unknown=1.0, sheet=10.0),
+        "full_temporal_loss": made_up(9.1, 2.6, unknown=1.0, occluder=10.0),
         "full_temporal_pinch_loss": made_up(9.2, 2.6, unknown=1.0),
         "multistage": made_up(10.0, 3.4, unknown=3.0),
     } | changes

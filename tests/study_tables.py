@@ -13,7 +13,7 @@ from lib.multistage.energy import FitWeights
 from lib.multistage.fit import FIT_WEIGHTS
 from lib.multistage.tracker import MIN_CONFIDENCE
 from lib.study.claims import claims_table
-from lib.study.error_analysis import conditions_table, hand_frames, memory_table
+from lib.study.error_analysis import conditions_table, instance_errors, memory_table
 from lib.study.methods import predict_all, predict_seeds
 from lib.study.pinch_detection import latency_table
 from lib.study.predictions import predict, weights_hash
@@ -73,7 +73,7 @@ def scale():
 
 def conditions():
     sequences = load_sequences(DATA, "test")
-    frames = [hand_frames(predictions()[name, "known"], sequences) for name in (TEMPORAL, BASELINE)]
+    frames = [instance_errors(predictions()[name, "known"], sequences) for name in (TEMPORAL, BASELINE)]
     return conditions_table(pd.concat(frames))
 
 

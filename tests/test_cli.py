@@ -63,7 +63,7 @@ def test_track(files, results, capsys, skeleton):
     assert {name: value.shape for name, value in tracks.items()} == shapes
     printed = capsys.readouterr().out
     error = mpjpe(tracks["tracked_keypoints"], tracks["gt_keypoints"], tracks["valid_tracking"])
-    assert "tracked hand-frames     8 of 8" in printed
+    assert "tracked hand instances     8 of 8" in printed
     assert f"MPJPE                   {error:.2f} mm" in printed
     assert ("scale of generic hand" in printed) == (skeleton == "unknown")
 
@@ -94,7 +94,7 @@ def blind(baseline, tmp_path) -> str:
 def test_track_with_the_baseline(files, baseline, results, capsys, skeleton):
     files["--weights"] = baseline
     assert track(files, results, "--method", "multistage", "--skeleton", skeleton) == 0
-    assert "tracked hand-frames" in capsys.readouterr().out
+    assert "tracked hand instances" in capsys.readouterr().out
     with np.load(results / "tracks.npz") as stored:
         assert np.isfinite(stored["tracked_keypoints"]).all()
         assert ("scale" in stored) == (skeleton == "unknown")
@@ -161,7 +161,7 @@ def test_frames_without_camera_poses_do_not_count(files, results, capsys):
     content.labels["camera_to_world_transforms"][1][3][0][0] = float("nan")
     content.write(Path(files["recording"]).parent)
     assert track(files, results) == 0
-    assert "tracked hand-frames     4 of 8" in capsys.readouterr().out
+    assert "tracked hand instances     4 of 8" in capsys.readouterr().out
     with np.load(results / "tracks.npz") as stored:
         assert stored["valid_tracking"].tolist() == [[False, False, True, True]] * 2
 
@@ -206,7 +206,7 @@ def test_without_a_hand_an_unknown_skeleton_is_tracked(files, results, capsys):
     rewritten(files, hand_model=None)
     assert track(files, results, "--skeleton", "unknown", "--overlay", str(results / "overlay.mp4")) == 0
     printed = capsys.readouterr().out
-    assert "tracked hand-frames     8 of 8" in printed
+    assert "tracked hand instances     8 of 8" in printed
     assert "nothing to compare with" in printed
     assert "scale of generic hand" in printed
 

@@ -126,14 +126,14 @@ def test_clips_that_show_a_pinch_count_as_often_as_asked(sequences):
     assert set(once) == set(often)
 
 
-def test_a_sheet_passes_before_some_hands_and_in_all_their_views(sequences):
+def test_an_occluder_passes_before_some_hands_and_in_all_their_views(sequences):
     source = ClipSource(sequences[1:])
     batch = source.batch(source.clips(9).repeat(100, 1), 9, NO_AUGMENTATION, torch.Generator())
     occluded = batch.occluded(0.5, torch.Generator().manual_seed(0))
     hidden = (occluded.crops.images != batch.crops.images)[batch.crops.two_views]
     assert torch.equal(hidden[:, 0], hidden[:, 1])
     changed = (occluded.crops.images != batch.crops.images).unflatten(0, batch.shape)[:, :, 0]
-    assert 0.3 < changed.any(dim=-1).any(dim=-1).any(dim=0).float().mean() < 0.6  # some sheets come after the clip
+    assert 0.3 < changed.any(dim=-1).any(dim=-1).any(dim=0).float().mean() < 0.6  # some occluders come after the clip
     share = changed.float().mean(dim=(-2, -1))
     assert (share == 0).any(dim=0).float().mean() > 0.5
     assert (share == 1).any()

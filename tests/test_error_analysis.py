@@ -13,7 +13,7 @@ from lib.files import MM
 from lib.study.error_analysis import (
     conditions_figure,
     conditions_table,
-    hand_frames,
+    instance_errors,
     memory_table,
     parts_table,
     worst_clips,
@@ -52,7 +52,7 @@ def shifted(sequences, along: float = 0.0, across: float = 0.0, method: str = "f
 
 def test_a_shift_is_told_from_a_wrong_shape(data):
     _, sequences = data
-    frames = hand_frames(shifted(sequences, along=-12.0, across=5.0), sequences)
+    frames = instance_errors(shifted(sequences, along=-12.0, across=5.0), sequences)
     np.testing.assert_allclose(frames.error_mm, 13.0, rtol=1e-3)
     np.testing.assert_allclose(frames.along_signed_mm, -12.0, rtol=1e-3)
     np.testing.assert_allclose(frames.across_mm, 5.0, rtol=1e-3)
@@ -64,14 +64,14 @@ def test_a_shift_is_told_from_a_wrong_shape(data):
     for sequence in spread:
         sequence.tracked_keypoints[:, :, 1, 0] += 21.0
         sequence.tracked_keypoints[:, :, 2, 0] -= 21.0
-    frames = hand_frames(replace(right, sequences=tuple(spread)), sequences)
+    frames = instance_errors(replace(right, sequences=tuple(spread)), sequences)
     np.testing.assert_allclose(frames.shape_mm, 2.0, rtol=1e-3)
     np.testing.assert_allclose(frames[["along_mm", "across_mm"]], 0.0, atol=1e-2)
 
 
 def test_what_a_hand_frame_is_like(data):
     _, sequences = data
-    frames = hand_frames(shifted(sequences), sequences)
+    frames = instance_errors(shifted(sequences), sequences)
     there = set(zip(frames.sequence, frames.hand, frames.frame, strict=True))
     follows = [(name, hand, frame - 1) in there for name, hand, frame in sorted(there)]
     ordered = frames.sort_values(["sequence", "hand", "frame"])
@@ -85,10 +85,10 @@ def test_what_a_hand_frame_is_like(data):
     assert float(chosen.distance_m.iloc[0]) == pytest.approx(distance, rel=1e-4)
 
 
-def test_conditions_share_the_hand_frames_among_them(data):
+def test_conditions_share_the_instances_among_them(data):
     _, sequences = data
     near, far = (
-        hand_frames(shifted(sequences, along=error, method=method), sequences)
+        instance_errors(shifted(sequences, along=error, method=method), sequences)
         for error, method in ((3.0, "full_temporal_loss"), (6.0, "multistage"))
     )
     table = conditions_table(pd.concat((near, far)))
@@ -133,7 +133,7 @@ def test_what_a_memory_is_worth_is_a_paired_difference():
             tracked(
                 rng, f"{protocol}/user_44/recording_0{index}", protocol, 10,
                 tracked_keypoints=true + shift, gt_keypoints=true, valid=np.ones((2, 10), bool),
-                sheet=np.full(10, protocol == "occlusion"),
+                occluder=np.full(10, protocol == "occlusion"),
             )
             for protocol in ("separate_hand", "occlusion") for index in range(3)
         ]  # fmt: skip
@@ -142,6 +142,6 @@ def test_what_a_memory_is_worth_is_a_paired_difference():
     table = memory_table(made(10.0), made(12.0))
     assert set(table.method) == {"full"}
     np.testing.assert_allclose(table.with_memory[:2], 10.0, rtol=1e-5)
-    np.testing.assert_allclose(table.forgetful[:2], 12.0, rtol=1e-5)
+    np.testing.assert_allclose(table.without_memory[:2], 12.0, rtol=1e-5)
     np.testing.assert_allclose(table[["difference", "low", "high"]][:2], -2.0, rtol=1e-4)
     np.testing.assert_allclose(table.difference[2], 0.0, atol=1e-4)

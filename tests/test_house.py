@@ -1,6 +1,9 @@
 """How the modules of lib depend on one another."""
 
 import ast
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +60,18 @@ def test_the_entrance_is_small(arrows):
         - len(("__main__", "cli", "multistage", "rendered", "study", "formats"))
         <= 22
     )
+
+
+def test_names_are_defined():
+    """But those within quotes: names of axes in annotations of shapes, which ruff takes for names of Python."""
+    ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "--output-format", "json"]
+    found = subprocess.run([*ruff, "lib", "tests", "notebooks"], cwd=ROOT, capture_output=True, text=True, check=False)
+    undefined = []
+    for problem in json.loads(found.stdout):
+        if problem["cell"] is None:
+            at, line = problem["location"], Path(problem["filename"]).read_text().splitlines()
+            if line[at["row"] - 1][: at["column"] - 1].count('"') % 2 == 0:
+                undefined.append(f"{problem['filename']}:{at['row']} {problem['message']}")
+        else:
+            undefined.append(problem["message"])
+    assert not undefined

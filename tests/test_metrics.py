@@ -35,7 +35,7 @@ def test_position_errors_are_distances(keypoints):
     assert mpjpe(shifted(keypoints, 6.0), keypoints, ALL) == pytest.approx(6.0)
 
 
-def test_only_valid_hand_frames_count(keypoints):
+def test_only_valid_instances_count(keypoints):
     distance = np.zeros((2, FRAMES))
     distance[0, :2], distance[1] = (3.0, 5.0), 1000.0
     valid = distance < 100
@@ -66,7 +66,7 @@ def test_acceleration_needs_three_valid_frames_in_a_row():
     assert np.isnan(mpjpa(np.zeros((2, FRAMES, 21, 3)), valid[[1, 1]]))
 
 
-def test_pck_counts_hand_frames_below_each_threshold(keypoints):
+def test_pck_counts_instances_below_each_threshold(keypoints):
     distance = np.full((2, FRAMES), 60.0)
     distance[0] = [0.0, 10.2, 20.2, 30.2, 49.9]
     curve = dict(zip(PCK_THRESHOLDS_MM, pck(shifted(keypoints, distance), keypoints, ALL), strict=True))

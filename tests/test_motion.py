@@ -1,4 +1,4 @@
-"""Motion of hands and headset: limits, smoothness, reach, contact, pinch labels, the sheet, determinism."""
+"""Motion of hands and headset: limits, smoothness, reach, contact, pinch labels, the occluder, determinism."""
 
 from dataclasses import fields, replace
 from functools import cache
@@ -156,39 +156,39 @@ def test_separate_hands_keep_two_centimetres_apart_and_meeting_hands_touch():
     assert all(met["hand_hand"])
 
 
-def test_only_occlusion_has_a_sheet_and_it_hides_a_hand_from_the_headset():
+def test_only_occlusion_has_an_occluder_and_it_hides_a_hand_from_the_headset():
     for protocol, user, seed in CASES:
         motion = motion_of(protocol, user, seed)
-        assert (motion.sheet is not None) == (protocol == "occlusion")
-        if motion.sheet is not None:
-            active = np.nonzero(motion.sheet.active)[0]
+        assert (motion.occluder is not None) == (protocol == "occlusion")
+        if motion.occluder is not None:
+            active = np.nonzero(motion.occluder.active)[0]
             assert 10 <= len(active) <= 30
             assert (np.diff(active) == 1).all()
-            assert ((motion.sheet.size >= 0.15) & (motion.sheet.size <= 0.3)).all()
+            assert ((motion.occluder.size >= 0.15) & (motion.occluder.size <= 0.3)).all()
             assert _hidden_share(motion, user)[active].max() > 0.9
 
 
 def _hidden_share(motion: Motion, user: int) -> np.ndarray:
-    """Share (frames,) of the landmarks of the better hidden hand whose ray from the headset meets the sheet first."""
-    sheet_from_world = np.linalg.inv(motion.sheet.world_from_sheet)
-    eye = np.einsum("fij,fj->fi", sheet_from_world, motion.world_from_headset[:, :, 3])[:, None, None, :3]
-    points = np.einsum("fij,fhpj->fhpi", sheet_from_world[:, :3, :3], landmarks_of(motion, user))
-    points += sheet_from_world[:, None, None, :3, 3]
+    """Share (frames,) of the landmarks of the better hidden hand that the occluder hides from the headset."""
+    occluder_from_world = np.linalg.inv(motion.occluder.world_from_occluder)
+    eye = np.einsum("fij,fj->fi", occluder_from_world, motion.world_from_headset[:, :, 3])[:, None, None, :3]
+    points = np.einsum("fij,fhpj->fhpi", occluder_from_world[:, :3, :3], landmarks_of(motion, user))
+    points += occluder_from_world[:, None, None, :3, 3]
     along = eye[..., 2] / (eye[..., 2] - points[..., 2])
     crossing = eye + along[..., None] * (points - eye)
-    hidden = (along > 0) & (along < 1) & (np.abs(crossing[..., :2]) <= motion.sheet.size / 2).all(axis=-1)
+    hidden = (along > 0) & (along < 1) & (np.abs(crossing[..., :2]) <= motion.occluder.size / 2).all(axis=-1)
     return (hidden.mean(axis=-1) * motion.present).max(axis=1)
 
 
-def test_the_sheet_cuts_through_no_hand():
+def test_the_occluder_cuts_through_no_hand():
     for protocol, user, seed in CASES:
         motion = motion_of(protocol, user, seed)
         if protocol == "occlusion":
-            sheet_from_world = np.linalg.inv(motion.sheet.world_from_sheet)
-            points = np.einsum("fij,fhpj->fhpi", sheet_from_world[:, :3, :3], landmarks_of(motion, user))
-            points += sheet_from_world[:, None, None, :3, 3]
-            over = (np.abs(points[..., :2]) < motion.sheet.size / 2 + 0.01).all(axis=-1) & motion.present[..., None]
-            assert (np.abs(points[..., 2])[over & motion.sheet.active[:, None, None]] > 0.01).all()
+            occluder_from_world = np.linalg.inv(motion.occluder.world_from_occluder)
+            points = np.einsum("fij,fhpj->fhpi", occluder_from_world[:, :3, :3], landmarks_of(motion, user))
+            points += occluder_from_world[:, None, None, :3, 3]
+            over = (np.abs(points[..., :2]) < motion.occluder.size / 2 + 0.01).all(axis=-1) & motion.present[..., None]
+            assert (np.abs(points[..., 2])[over & motion.occluder.active[:, None, None]] > 0.01).all()
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -26,36 +26,36 @@ def recording(tmp_path_factory) -> Recording:
     return read_recording(tiny_recording(FRAMES).write(tmp_path_factory.mktemp("recording")))
 
 
-def sequence_of(recording: Recording, protocol: str, sheet: slice) -> LabelledSequence:
+def sequence_of(recording: Recording, protocol: str, occluder: slice) -> LabelledSequence:
     passes, none = np.zeros(FRAMES, bool), np.zeros((FRAMES, 2), bool)
-    passes[sheet] = True
+    passes[occluder] = True
     name = f"{protocol}/user_44/recording_07"
     return LabelledSequence(name, protocol, cached(recording), none, passes, recording.video)
 
 
-def worse_behind_the_sheet(request, true):
+def worse_behind_the_occluder(request, true):
     """Off by (3, 4) pixels in frames 4 to 6, by 1 pixel elsewhere."""
     off = torch.tensor([3.0, 4.0] if 4 <= request.frame < 7 else [0.0, 1.0])
     return replace(true, pixels=true.pixels + off)
 
 
-def test_errors_of_keypoints_with_and_without_a_sheet(recording):
+def test_errors_of_keypoints_with_and_without_an_occluder(recording):
     hidden = sequence_of(recording, "occlusion", slice(4, 7))
-    networks = {"true": labelled_keypoints, "worse": changed(worse_behind_the_sheet)}
+    networks = {"true": labelled_keypoints, "worse": changed(worse_behind_the_occluder)}
     recordings = [CachedRecording.of(hidden.crops, hidden.video)]
     measured = {name: track_with_errors([hidden], recordings, source)[1] for name, source in networks.items()}
     table = keypoint_table(measured).set_index(["network", "frames"])
     crops = int(hidden.crops.views.sum())
     assert table.crops["worse", "all"] == crops
-    assert table.crops["worse", "behind a sheet"] == hidden.crops.views[4:7].sum()
-    assert table.median_px["worse", "behind a sheet"] == pytest.approx(5.0, abs=1e-3)
-    assert table.median_px["worse", "no sheet"] == pytest.approx(1.0, abs=1e-3)
-    assert table.hits_percent["worse", "behind a sheet"] == 0.0
-    assert table.hits_percent["worse", "no sheet"] == 100.0
+    assert table.crops["worse", "behind an occluder"] == hidden.crops.views[4:7].sum()
+    assert table.median_px["worse", "behind an occluder"] == pytest.approx(5.0, abs=1e-3)
+    assert table.median_px["worse", "no occluder"] == pytest.approx(1.0, abs=1e-3)
+    assert table.hits_percent["worse", "behind an occluder"] == 0.0
+    assert table.hits_percent["worse", "no occluder"] == 100.0
     assert table.median_px["true", "all"] == pytest.approx(0.0, abs=1e-3)
 
 
-def test_a_recording_without_sheet_counts_as_neither(recording):
+def test_a_recording_without_occluder_counts_as_neither(recording):
     sequences = [sequence_of(recording, "separate_hand", slice(0))]
     recordings = [CachedRecording.of(s.crops, s.video) for s in sequences]
     table = keypoint_table({"true": track_with_errors(sequences, recordings, labelled_keypoints)[1]})

@@ -79,8 +79,10 @@ def test_training_curves():
     log = pd.DataFrame({"step": np.arange(100, 1100, 100), "known_mpjpe_mm": np.linspace(50, 20, 10)})
     log["validation_known_mpjpe_mm"] = [np.nan] * 4 + [30.0] + [np.nan] * 4 + [25.0]
     log["train_known_mpjpe_mm"] = log.validation_known_mpjpe_mm - 5.0
-    figure = training_figure({"full": log, "full_seed1": log, "no_ftl": log + 90.0, "no_sheets": log}, second_phase=600)
-    assert lines(figure.axes[0]).keys() == {"full", "no FTL", "no_sheets"}
+    figure = training_figure(
+        {"full": log, "full_seed1": log, "no_ftl": log + 90.0, "no_occluders": log}, second_phase=600
+    )
+    assert lines(figure.axes[0]).keys() == {"full", "no FTL", "no_occluders"}
     assert len(figure.axes[0].get_lines()) == 7  # training and validation users of three runs, where a phase begins
     line = lines(figure.axes[0])["full"]
     np.testing.assert_allclose(line.get_xdata(), [500, 1000])
@@ -101,7 +103,7 @@ def test_pinch_distance_breaks_where_the_hand_is_lost(rng):
     distance = drawn["full"].get_ydata()
     assert np.isnan(distance).nonzero()[0].tolist() == [15]
     np.testing.assert_allclose(distance[PINCHED], 4.0)
-    np.testing.assert_allclose(drawn["truth"].get_ydata()[PINCHED], 5.0)
+    np.testing.assert_allclose(drawn["ground truth"].get_ydata()[PINCHED], 5.0)
 
 
 def test_precision_recall_marks_the_threshold(rng):
@@ -153,14 +155,14 @@ def test_error_of_each_joint_stands_beside_its_name(rng):
 
 @pytest.fixture(scope="module")
 def on_tiny_data(tmp_path_factory):
-    """A dataset, and predictions by which every hand is where it is; where sheets pass 20 mm off without the module."""
+    """A dataset, and predictions by which every hand is where it is; 20 mm off behind occluders without the module."""
     folder = tiny_dataset(tmp_path_factory.mktemp("data"), motions=("separate_hand", "hand_hand", "occlusion"))
     rng, made = np.random.default_rng(0), {}
     for method, error in (("full_temporal_loss", 0.0), ("no_temporal_temporal_loss", 20.0)):
         sequences = []
         for s in load_sequences(folder, "test", workers=1):
             true = s.true_keypoints().astype(np.float32)
-            found = true + error * s.sheet[:, None, None].astype(np.float32) * np.float32([1, 0, 0])
+            found = true + error * s.occluder[:, None, None].astype(np.float32) * np.float32([1, 0, 0])
             valid = s.crops.views.T > 0
             sequences.append(
                 tracked(
@@ -171,7 +173,7 @@ def on_tiny_data(tmp_path_factory):
                     tracked_keypoints=found,
                     gt_keypoints=true,
                     valid=valid,
-                    sheet=s.sheet,
+                    occluder=s.occluder,
                 )
             )
         made[method, "known"] = Predictions(method, "known", tuple(sequences))

@@ -173,5 +173,5 @@ def test_all_predictions_are_made_at_once(dataset, results, monkeypatch):
     save_network(tiny_network(seed=1), results / "checkpoints" / "full_seed1.safetensors")
     make_predictions("tiny", dataset, workers=2)
     made = {path.name for path in (results / "predictions").iterdir()}
-    runs = (*END_TO_END, "full_seed1", *(f"{name}_forgetful" for name in WITHOUT_MEMORY))
+    runs = (*END_TO_END, "full_seed1", *(f"{name}_without_memory" for name in WITHOUT_MEMORY))
     assert made == {f"{run}_{skeleton}.npz" for run in runs for skeleton in ("known", "unknown")}

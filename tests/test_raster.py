@@ -85,7 +85,7 @@ def render(scene: Scene, camera: int = FRONT_LEFT, frame: int = 1, **options) ->
 @pytest.mark.parametrize("protocol", ["hand_hand", "occlusion"])
 def test_agrees_with_the_reference_within_one_grey_level(protocol):
     scene = hands(protocol)
-    frame = int(np.argmax(scene.drawn.sum(axis=1)))  # one with the sheet
+    frame = int(np.argmax(scene.drawn.sum(axis=1)))  # one with the occluder
     fast, slow = render(scene, FRONT_RIGHT, frame), raster_reference.render_view(scene, frame, FRONT_RIGHT)
     assert np.abs(fast.astype(int) - slow).max() <= 1
     assert (fast == slow).mean() > 0.999

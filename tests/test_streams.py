@@ -51,7 +51,7 @@ def test_sequences_are_named_and_labelled(dataset):
     for s in sequences:
         recording = read_recording(s.video)
         assert np.argwhere(s.near_miss).tolist() == [[0, 0]]
-        assert np.flatnonzero(s.sheet).tolist() == ([2, 3] if s.motion == "occlusion" else [])
+        assert np.flatnonzero(s.occluder).tolist() == ([2, 3] if s.motion == "occlusion" else [])
         seen = s.crops.views.T > 0
         np.testing.assert_array_equal(seen, recording.labelled.T.numpy())
         np.testing.assert_allclose(s.true_keypoints()[seen], true_keypoints(recording)[seen], atol=1e-3)
@@ -147,7 +147,7 @@ def test_validation_users_are_the_last_of_the_training_split(dataset, tmp_path):
     (tmp_path / "training.json").write_text(json.dumps(index))
     held_out = load_sequences(tmp_path, "validation", workers=1)
     assert [s.user for s in held_out] == ["user_18", "user_19"]
-    assert not any(s.sheet.any() or s.near_miss.any() for s in held_out)
+    assert not any(s.occluder.any() or s.near_miss.any() for s in held_out)
     before = split_fingerprint(tmp_path, "validation")
     (tmp_path / "training.json").write_text(json.dumps(index | {"sha256": files | {"views/more.npz": "hash"}}))
     assert split_fingerprint(tmp_path, "validation") == before  # views are no part of what is judged

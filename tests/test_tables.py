@@ -9,7 +9,17 @@ import pandas as pd
 import pytest
 from made_up_predictions import FRAMES, PINCHED, made_up, of, pinching, study
 
-from lib.study.claims import SMALL_COST, Claim, claims_table, compare, errors_behind_sheet, summary, to_table, to_text
+from lib.study import paper
+from lib.study.claims import (
+    SMALL_COST,
+    Claim,
+    claims_table,
+    compare,
+    errors_behind_occluder,
+    summary,
+    to_table,
+    to_text,
+)
 from lib.study.pinch_detection import (
     detection_latency,
     latency_table,
@@ -22,7 +32,6 @@ from lib.study.pinch_detection import (
 from lib.study.tables import (
     CASES,
     METHODS,
-    PAPER_TABLE_2,
     SMOOTHED,
     Cell,
     ablation_table,
@@ -45,7 +54,7 @@ def test_table_2():
     assert table.columns.tolist() == [
         "model", "losses", "mpjpe_mm", "mpjpa_mm_per_frame2", "mpjpe_mm_paper", "mpjpa_mm_per_frame2_paper"
     ]  # fmt: skip
-    assert table.model.tolist() == list(PAPER_TABLE_2)
+    assert table.model.tolist() == list(paper.TABLE_2)
     full = table[table.model == "full"].iloc[0]
     assert full.mpjpe_mm == pytest.approx(np.hypot(9.0, 0.9), abs=0.2)
     assert (full.mpjpe_mm_paper, full.mpjpa_mm_per_frame2_paper) == (9.3, 3.52)
@@ -53,8 +62,8 @@ def test_table_2():
 
 
 def test_occlusion_sequences_are_in_neither_protocol():
-    """Only they show the sheet, where the error is 40 mm more."""
-    calm, hidden = measure(study()), measure(study(full=made_up(9.0, 3.5, sheet=40.0)))
+    """Only they show the occluder, where the error is 40 mm more."""
+    calm, hidden = measure(study()), measure(study(full=made_up(9.0, 3.5, occluder=40.0)))
     assert calm.keys() == hidden.keys()
     assert all(calm[cell].mean == hidden[cell].mean for cell in calm)
 
@@ -108,16 +117,16 @@ def test_smoothing_is_told_relative_to_the_network_that_is_not_smoothed():
     stronger = {"full_tenfold_temporal_loss": made_up(10.0, 1.0), "full_one_euro_tenfold": made_up(13.0, 2.0)}
     made = study(full=made_up(10.0, 5.0), **stronger)
     table = smoothing_table(made, clip_frames=8).set_index("model")
-    assert table.index.tolist() == ["truth", "full", *SMOOTHED]
+    assert table.index.tolist() == ["ground_truth", "full", *SMOOTHED]
     assert table.loc["full", ["error_percent", "jitter_percent", "excess_percent"]].tolist() == [0.0, 0.0, 0.0]
-    assert table.loc["truth", "mpjpe_mm"] == 0.0
+    assert table.loc["ground_truth", "mpjpe_mm"] == 0.0
     filtered = table.loc["full_one_euro_tenfold"]
     before, after = (made[name, "known"].only(protocol="separate_hand") for name in ("full", filtered.name))
     assert filtered.jitter_percent == pytest.approx(100 * (after.jitter().mean / before.jitter().mean - 1))
     assert filtered.error_percent == pytest.approx(100 * (after.errors().mean / before.errors().mean - 1))
     first = np.concatenate([s.tracked_keypoints[0, :8] - s.gt_keypoints[0, :8] for s in after.sequences])  # one hand
     assert filtered.early_mpjpe_mm == pytest.approx(np.linalg.norm(first, axis=-1).mean(), rel=1e-5)
-    true = table.loc["truth", "mpjpa_mm_per_frame2"]
+    true = table.loc["ground_truth", "mpjpa_mm_per_frame2"]
     excess = (after.jitter().mean - true) / (before.jitter().mean - true)
     assert filtered.excess_percent == pytest.approx(100 * (excess - 1))
     assert true > 0.1
@@ -125,7 +134,7 @@ def test_smoothing_is_told_relative_to_the_network_that_is_not_smoothed():
     assert 20 < filtered.error_low <= filtered.error_percent <= filtered.error_high < 35
     readable = readable_smoothing(table.reset_index()).set_index("model")
     assert readable.loc["full", "error (%)"] == "+0 [+0, +0]"
-    assert readable.loc["truth", "excess (%)"] == ""
+    assert readable.loc["ground_truth", "excess (%)"] == ""
     low, high = filtered.jitter_low, filtered.jitter_high
     assert readable.loc[filtered.name, "jitter (%)"] == f"{filtered.jitter_percent:+.0f} [{low:+.0f}, {high:+.0f}]"
 
@@ -307,7 +316,7 @@ def test_claims_are_inconclusive_where_sequences_disagree():
 
 @pytest.mark.parametrize(("cost", "holds"), [(0.5 * SMALL_COST, True), (1.5 * SMALL_COST, False)])
 def test_small_costs(cost, holds):
-    changed = study(full_temporal_loss=made_up(9.0 * (1 + cost), 2.6, sheet=10.0))
+    changed = study(full_temporal_loss=made_up(9.0 * (1 + cost), 2.6, occluder=10.0))
     assert verdicts(changed)["in the full model L_temp costs little error"].holds == holds
 
 
@@ -395,5 +404,5 @@ def test_the_most_pinched_hand(rng):
     assert most_pinched(of(few, once)) == (few.name, 0)
 
 
-def test_errors_behind_the_sheet():
-    assert errors_behind_sheet(made_up(9.0, 0.0, sheet=40.0)["known"]).mean == pytest.approx(49.0, abs=0.2)
+def test_errors_behind_the_occluder():
+    assert errors_behind_occluder(made_up(9.0, 0.0, occluder=40.0)["known"]).mean == pytest.approx(49.0, abs=0.2)

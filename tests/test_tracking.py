@@ -25,10 +25,10 @@ def recording(tmp_path_factory) -> Recording:
     return read_recording(tiny_recording(FRAMES).write(tmp_path_factory.mktemp("recording")))
 
 
-def without(recording: Recording, *hand_frames: tuple[int, int]) -> Recording:
+def without(recording: Recording, *instances: tuple[int, int]) -> Recording:
     """The recording in which some (hand, frame) have no label."""
     labelled = recording.labelled.clone()
-    for hand, frame in hand_frames:
+    for hand, frame in instances:
         labelled[frame, hand] = False
     return replace(recording, labelled=labelled)
 
@@ -146,12 +146,12 @@ def test_without_labels_nothing_is_tracked(tiny_tracker, recording):
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 8])
 def test_calibration_averages_the_first_samples(tiny_tracker, recording, samples):
-    """The same as a recording that ends after as many labelled hand-frames."""
-    hand_frames = [(hand, frame) for frame in range(FRAMES) for hand in (LEFT, RIGHT)]
-    shortened = without(recording, *hand_frames[samples:])
+    """The same as a recording that ends after as many labelled hand instances."""
+    instances = [(hand, frame) for frame in range(FRAMES) for hand in (LEFT, RIGHT)]
+    shortened = without(recording, *instances[samples:])
     expected = tiny_tracker.calibrate_scale(shortened, recording.hand_model, samples=100)
     assert tiny_tracker.calibrate_scale(recording, recording.hand_model, samples) == pytest.approx(expected, rel=1e-5)
-    more = without(recording, *hand_frames[samples + 1 :]) if samples < 8 else without(recording, (RIGHT, 3))
+    more = without(recording, *instances[samples + 1 :]) if samples < 8 else without(recording, (RIGHT, 3))
     assert tiny_tracker.calibrate_scale(more, recording.hand_model, samples=100) != pytest.approx(expected, rel=1e-5)
 
 

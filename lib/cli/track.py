@@ -135,7 +135,7 @@ def describe(tracks: Tracks) -> str:
         tracks.valid_tracking,
         tracks.evaluated,
     )
-    lines = [f"tracked hand-frames     {valid.sum()} of {valid.size}"]
+    lines = [f"tracked hand instances     {valid.sum()} of {valid.size}"]
     if evaluated.any():
         lines += [
             f"MPJPE                   {mpjpe(tracked, true, evaluated):.2f} mm",

@@ -21,7 +21,7 @@ from lib.multistage.descent import (
     moved,
     solve_factorised,
 )
-from lib.multistage.energy import FitInput, FitWeights, evaluate
+from lib.multistage.energy import FitInput, evaluate
 from lib.multistage.fit import FIT_WEIGHTS, HandPose, Observation, one_hand
 from lib.multistage.kinematics import NUM_PARAMETERS, NUM_POSE, Skeleton
 
@@ -32,7 +32,6 @@ def fit_scale(
     observations: Sequence[Observation],
     model: HandModel,
     starts: Sequence[HandPose],
-    weights: FitWeights = FIT_WEIGHTS,
 ) -> float | None:
     """The scale of `model` that, with the hands' poses, minimises the energy of all observed hands together.
 
@@ -54,7 +53,7 @@ def fit_scale(
     angles = joined(start.joint_angles.numpy()[:, :NUM_FINGER_JOINTS] for start in starts)
     wrists = joined(start.world_from_wrist.numpy() for start in starts)
     chosen = FitInput(*(joined(fields) for fields in zip(*fit_inputs, strict=True)))
-    return float(_fit_scale(Skeleton.of(model), chosen, weights, angles, wrists))
+    return float(_fit_scale(Skeleton.of(model), chosen, FIT_WEIGHTS, angles, wrists))
 
 
 @compiled

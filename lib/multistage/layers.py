@@ -21,7 +21,7 @@ def convolution(
 class InvertedResidual(nn.Module):
     """Expand to `width` channels (None: stay), convolve each 3x3 by itself, project; added to the input if it fits."""
 
-    def __init__(self, inputs: int, width: int | None, outputs: int, stride: int = 1):
+    def __init__(self, inputs: int, width: int | None, outputs: int, stride: int):
         super().__init__()
         expand = [] if width is None else [convolution(inputs, width), nn.ReLU(inplace=True)]
         width = width or inputs

@@ -9,6 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from lib.hands import HandModel
 from lib.rendered.bodies import FOREARM, UPPER_ARM
+from lib.rendered.shape import unit
 
 _HAND_LENGTH = 0.185
 _SHOULDER = np.array([-0.17, 0.27, -0.10])
@@ -74,16 +75,12 @@ def _forearm(wrist: np.ndarray, scale: float, swivel: float) -> np.ndarray:
     """Axes of a straight left hand with its thumb up: x along the forearm, z to the upper arm, y to the outside."""
     shoulder, upper, fore = scale * _SHOULDER, scale * UPPER_ARM, scale * FOREARM
     reach = min(np.linalg.norm(wrist - shoulder), 0.999 * (upper + fore))
-    axis = _unit(wrist - shoulder)
+    axis = unit(wrist - shoulder)
     along = (reach**2 + upper**2 - fore**2) / (2 * reach)
-    hanging = _unit(np.array([0.0, 1.0, 0.0]) - axis[1] * axis)
+    hanging = unit(np.array([0.0, 1.0, 0.0]) - axis[1] * axis)
     sideways = np.cross(axis, hanging)
     height = np.sqrt(max(upper**2 - along**2, 0.0))
     elbow = shoulder + along * axis + height * (np.cos(swivel) * hanging + np.sin(swivel) * sideways)
-    forward = _unit(wrist - elbow)
-    thumb = _unit((shoulder - elbow) - ((shoulder - elbow) @ forward) * forward)
+    forward = unit(wrist - elbow)
+    thumb = unit((shoulder - elbow) - ((shoulder - elbow) @ forward) * forward)
     return np.stack((forward, np.cross(thumb, forward), thumb), axis=1)
-
-
-def _unit(vector: np.ndarray) -> np.ndarray:
-    return vector / np.linalg.norm(vector)

@@ -1,6 +1,6 @@
-"""What is drawn before the background, as one skinned mesh: both hands, their arms and sleeves, the occluding sheet.
+"""What is drawn before the background, as one skinned mesh: both hands, their arms and sleeves, the occluder.
 
-Parts follow 39 bones: the 17 of each hand, two forearms, two upper arms and the sheet. Hands and arms are
+Parts follow 39 bones: the 17 of each hand, two forearms, two upper arms and the occluder. Hands and arms are
 built as left ones in the rest frame of the hand (x towards the fingers, the wrist at the origin); the bones of a right
 hand mirror them.
 """
@@ -49,7 +49,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Mesh(Part):
-    """All parts one after the other: left and right hand, arm and sleeve, then the sheet."""
+    """All parts one after the other: left and right hand, arm and sleeve, then the occluder."""
 
     vertex_offsets: Int[np.ndarray, "boundaries"]
     triangle_offsets: Int[np.ndarray, "boundaries"]
@@ -87,13 +87,13 @@ def sample_look(generator: np.random.Generator) -> Look:
 
 
 def assemble(
-    hand: HandModel, vertex_albedo: Float[np.ndarray, "vertices"], look: Look, sheet_size: tuple[float, float] | None
+    hand: HandModel, vertex_albedo: Float[np.ndarray, "vertices"], look: Look, occluder_size: tuple[float, float] | None
 ) -> Mesh:
-    """The mesh of a user: `vertex_albedo` multiplies the skin's shade; the sheet, if any, is width by height (m)."""
+    """The mesh of a user: `vertex_albedo` multiplies the skin's shade; the occluder, if any, is width by height (m)."""
     parts = [_hand(hand, vertex_albedo, look, side) for side in (LEFT, RIGHT)]
     parts += [_arm(hand, vertex_albedo, look, side) for side in (LEFT, RIGHT)]
     parts += [_sleeve(hand, look, side) for side in (LEFT, RIGHT)]
-    parts += [] if sheet_size is None else [_sheet(sheet_size, look)]
+    parts += [] if occluder_size is None else [_occluder(occluder_size, look)]
     counts = np.cumsum([0, *(len(part.rest_positions) for part in parts)])
     fields = {name: np.concatenate([getattr(part, name) for part in parts]) for name in Part.__dataclass_fields__}
     fields["triangles"] = np.concatenate([part.triangles + first for part, first in zip(parts, counts, strict=False)])
@@ -206,7 +206,7 @@ def _tube_triangles(rings: int, side: int) -> Int[np.ndarray, "triangles 3"]:
     return triangles if side == LEFT else triangles[:, ::-1]
 
 
-def _sheet(size: tuple[float, float], look: Look) -> Part:
+def _occluder(size: tuple[float, float], look: Look) -> Part:
     """A rectangle of printed paper or cloth in the plane z = 0, two faces."""
     generator = np.random.default_rng((look.seed, 5))
     columns, rows = (max(2, int(np.ceil(side / 0.006)) + 1) for side in size)

@@ -114,14 +114,12 @@ class Pairs(NamedTuple):
     distance: Float[np.ndarray, "pairs"]
 
 
-def self_pairs(capsules: Capsules, tolerance: float, without: tuple[int, int] | None = None) -> Pairs:
-    """Pairs within each hand, fingers against other fingers and the palm; `without` leaves out one pair of capsules."""
+def self_pairs(capsules: Capsules, tolerance: float) -> Pairs:
+    """Pairs within each hand, fingers against other fingers and the palm."""
     finger = np.minimum(np.arange(NUM_CAPSULES) // 3, 5)
     first, second = np.nonzero(np.triu(finger[:, None] != finger) & (finger[:, None] < 5))
     same = (first % 3 == 0) & (first >= 3) & (second >= 15)
     keep = ~same & (second != _FOREARM) & ~((first == 0) & (second >= 15))
-    if without is not None:
-        keep &= ~((first == without[0]) & (second == without[1]))
     first, second = first[keep], second[keep]
     distance = capsules.touching[first, second] - tolerance
     return Pairs(np.concatenate((first, first + NUM_CAPSULES)), np.concatenate((second, second + NUM_CAPSULES)),

@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import av
 import numpy as np
@@ -26,10 +26,12 @@ from jaxtyping import UInt8
 
 from lib.crop_cache import crop_sequence, view_sequence
 from lib.errors import InputError
-from lib.files import MM, fingerprint, read_json, sha256_of, working_in, write_atomically
+from lib.files import MM, read_json, sha256_of, working_in, write_atomically
+from lib.formats.raw_data import RecordingName
 from lib.machines import in_processes
 from lib.recordings import Recording, labels_to_json
 from lib.rendered.bodies import FOREARM, FOREARM_BONES
+from lib.rendered.index import FOLDER_OF_SPLIT, Split, index_path, read_index, write_index
 from lib.rendered.motion import FRAMES_PER_SECOND, Motion, Protocol, sample_motion
 from lib.rendered.raster import pose_frame, render_frame, render_view
 from lib.rendered.scene import Scene, sample_rig, sample_scene
@@ -38,8 +40,6 @@ from lib.rendered.shape import EXTRA_USERS, TEST_USERS, TRAIN_USERS, user_hand, 
 VERSION = 2
 """Raised whenever the same seed no longer gives the same bytes."""
 SEED = 2022
-Split = Literal["train", "test"]
-FOLDER_OF_SPLIT = {"train": "training", "test": "testing"}
 _CYCLE: tuple[Protocol, ...] = (
     "separate_hand", "hand_hand", "pinch", "separate_hand", "hand_hand", "separate_hand", "hand_hand", "occlusion"
 )  # fmt: skip
@@ -96,14 +96,15 @@ class SequenceKey:
     def path(self) -> Path:
         """Folder and name below the folder of its form, without suffix. Pinches are part of separate-hand."""
         protocol = "separate_hand" if self.protocol == "pinch" else self.protocol
-        return Path(protocol, FOLDER_OF_SPLIT[self.split], f"user_{self.user:02d}", f"recording_{self.index:02d}")
+        name = (protocol, FOLDER_OF_SPLIT[self.split], f"user_{self.user:02d}", f"recording_{self.index:02d}")
+        return RecordingName(*name).path
 
 
-def sequence_keys(profile: Profile, split: Split, scale: float = 1.0, seed: int = SEED) -> list[SequenceKey]:
+def sequence_keys(profile: Profile, split: Split, scale: float = 1.0) -> list[SequenceKey]:
     """The sequences of a split, user after user; `scale` multiplies the number per user."""
     cycle = [protocol for protocol in _CYCLE if split == "test" or protocol != "occlusion"]
     return [
-        SequenceKey(split, user, cycle[index % len(cycle)], index, profile.frames, seed)
+        SequenceKey(split, user, cycle[index % len(cycle)], index, profile.frames, SEED)
         for user, count in profile.users(split).items()
         for index in range(round(scale * count))
     ]
@@ -147,8 +148,8 @@ def sample_sequence(key: SequenceKey, root: Path = Path()) -> Sequence:
 def write_recording(sequence: Sequence) -> None:
     """Render all views of a sequence and write its video and labels; the labels last, marking a complete recording.
 
-    Besides the public fields the labels hold `pinch`, `near_miss`, `sheet` (the frames in which one passes), `elbows`
-    (mm, in the world) and `motion`.
+    Besides the public fields the labels hold `pinch`, `near_miss`, `sheet` (the frames in which an occluder passes),
+    `elbows` (mm, in the world) and `motion`.
     """
     motion, video = sequence.motion, sequence.recording.video
     frames = (render_frame(sequence.scene, frame) for frame in range(sequence.key.frames))
@@ -156,7 +157,7 @@ def write_recording(sequence: Sequence) -> None:
     elbows = sequence.scene.bones[:, FOREARM_BONES] @ (-FOREARM, 0.0, 0.0, 1.0)
     labels = labels_to_json(sequence.recording) | {
         "near_miss": motion.near_miss.astype(int).tolist(),
-        "sheet": [] if motion.sheet is None else motion.sheet.active.astype(int).tolist(),
+        "sheet": [] if motion.occluder is None else motion.occluder.active.astype(int).tolist(),
         "elbows": (MM * elbows).round(2).tolist(),
         "motion": sequence.key.protocol,
     }
@@ -210,9 +211,7 @@ FORMS: dict[Split, tuple[Form, ...]] = {
 }
 
 
-def render_dataset(
-    profile: Profile, split: Split, output: Path, workers: int, scale: float = 1.0, seed: int = SEED
-) -> Path:
+def render_dataset(profile: Profile, split: Split, output: Path, workers: int, scale: float = 1.0) -> Path:
     """Render what is missing of a split below `output` and return its index.
 
     Raises InputError if the folder holds another dataset (version, seed, profile or frames differ), if a file differs
@@ -220,25 +219,18 @@ def render_dataset(
     another process renders there, it is waited for.
     """
     with working_in(output, wait=True):
-        return _render_dataset(profile, split, output, workers, scale, seed)
+        return _render_dataset(profile, split, output, workers, scale)
 
 
-def _render_dataset(profile: Profile, split: Split, output: Path, workers: int, scale: float, seed: int) -> Path:
-    _claim(output, profile, seed)
-    keys = sequence_keys(profile, split, scale, seed)
+def _render_dataset(profile: Profile, split: Split, output: Path, workers: int, scale: float) -> Path:
+    _claim(output, profile)
+    keys = sequence_keys(profile, split, scale)
     files = dict(sorted(_write_all(keys, output, workers, f"rendering {split}").items()))
-    index = output / f"{FOLDER_OF_SPLIT[split]}.json"
-    known = read_json(index).get("sha256", {}) if index.exists() else {}
+    known = read_index(output, split)["sha256"] if index_path(output, split).exists() else {}
     changed = [path for path in files.keys() & known if files[path] != known[path]]
     if changed:
         raise InputError(f"{output / min(changed)} is not what was rendered: delete it, and it is rendered again")
-    content = {
-        "fingerprint": fingerprint(files),
-        "sequences": [asdict(key) for key in keys],
-        "sha256": files,
-    }
-    write_atomically(index, lambda temporary: temporary.write_text(json.dumps(content, indent=1)))
-    return index
+    return write_index(output, split, [asdict(key) for key in keys], files)
 
 
 def _write_all(keys: list[SequenceKey], output: Path, workers: int, title: str) -> dict[str, str]:
@@ -248,10 +240,10 @@ def _write_all(keys: list[SequenceKey], output: Path, workers: int, title: str) 
     return dict(file for files in written.values() for file in files.items())
 
 
-def _claim(output: Path, profile: Profile, seed: int) -> None:
+def _claim(output: Path, profile: Profile) -> None:
     """Write down what the folder holds, or check that it holds that already."""
     marker = output / "dataset.json"
-    mine = {"version": VERSION, "seed": seed, "profile": profile.name, "frames": profile.frames}
+    mine = {"version": VERSION, "seed": SEED, "profile": profile.name, "frames": profile.frames}
     if marker.exists():
         theirs = read_json(marker)
         if theirs != mine:

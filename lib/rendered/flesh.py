@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.interpolate import PchipInterpolator
 
-from lib.rendered.shape import Skeleton
+from lib.rendered.shape import Skeleton, unit
 
 RING = 12  # vertices around a finger: five over the back, one on the little finger's side, five below, one on the side
 NAIL = (2.39, 2.90)  # from the cuticle to the free edge
@@ -240,8 +240,3 @@ def smoothstep(share: np.ndarray) -> np.ndarray:
     """From 0 to 1 with level ends, as `share` goes from 0 to 1."""
     share = np.clip(share, 0, 1)
     return share * share * (3 - 2 * share)
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """The vectors of the last axis at length 1."""
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)

@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from lib.compiled import compiled
 from lib.rendered.backgrounds import Environment
+from lib.rendered.shape import unit
 
 TEXEL, FIELD = 0.005, 256
 """Cell size (m) and cells per side of the height fields; they repeat, every 1.28 m."""
@@ -49,9 +50,9 @@ def sample_lighting(
     nearness = np.exp(generator.uniform(*np.log(NEARNESS)))
     ambient = nearness * np.pi * 4 / SKY_LIGHTS * environment.radiance(sky, 4.0)
     level = ambient.sum() / 4
-    key = environment.brightest() if generator.random() < 0.6 else _unit(generator.normal((0, 0.6, 0), 0.6, 3))
+    key = environment.brightest() if generator.random() < 0.6 else unit(generator.normal((0, 0.6, 0), 0.6, 3))
     strengths = level * np.exp(generator.uniform(np.log((0.25, 0.25)), np.log((1.2, 1.0))))
-    key = _unit(key + 0.15 * drift(frames, 3, generator) + 0.02 * generator.normal(size=(frames, 3)))
+    key = unit(key + 0.15 * drift(frames, 3, generator) + 0.02 * generator.normal(size=(frames, 3)))
     directions = np.stack((key, from_hands_to_headset, *np.broadcast_to(sky[:, None], (SKY_LIGHTS, frames, 3))), axis=1)
     changes = 0.2 * drift(frames, 2 + SKY_LIGHTS, generator) + 0.04 * generator.normal(size=(frames, 2 + SKY_LIGHTS))
     return Lighting(directions, np.concatenate((strengths, ambient)) * np.exp(changes))
@@ -69,10 +70,6 @@ def drift(frames: int, channels: int, generator: np.random.Generator) -> Float[n
     """Smooth random curves of about unit size that change over half a second."""
     noise = generator.normal(size=(frames, channels))
     return gaussian_filter1d(noise, 8.0, axis=0, mode="wrap") * np.sqrt(2 * np.sqrt(np.pi) * 8.0)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.sqrt((vectors**2).sum(axis=-1, keepdims=True))
 
 
 @compiled

@@ -48,10 +48,10 @@ _NECK = np.array([0.0, 0.10, -0.12])
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """A flat sheet that passes between headset and hands, centred in its frame, `size` metres along its x and y."""
+class Occluder:
+    """A flat occluder that passes between headset and hands, centred in its frame, `size` metres along its x and y."""
 
-    world_from_sheet: Float[np.ndarray, "frames 4 4"]
+    world_from_occluder: Float[np.ndarray, "frames 4 4"]
     size: Float[np.ndarray, "2"]
     active: Bool[np.ndarray, "frames"]
 
@@ -71,7 +71,7 @@ class Motion:
     world_from_headset: Float[np.ndarray, "frames 4 4"]
     pinch: Bool[np.ndarray, "frames 2"]
     near_miss: Bool[np.ndarray, "frames 2"]
-    sheet: Sheet | None = None
+    occluder: Occluder | None = None
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,11 @@ def sample_motion(protocol: str, hand: HandModel, generator: np.random.Generator
         pinch = (distance < PINCH_DISTANCE) & hands.present
         enough = protocol != "pinch" or pinch.any(axis=1).mean() >= LEAST_PINCHED_SHARE
         points = capsules.pose(hands.angles, hands.body_from_wrist).ends.reshape(frames, 2, -1, 3)
-        sheet = _sheet(points, hands.present, body_from_headset, generator) if protocol == "occlusion" else None
-        if enough and overlap < MOST_OVERLAP and (sheet is None or not _cuts(sheet, points, hands.present)):
+        occluder = _occluder(points, hands.present, body_from_headset, generator) if protocol == "occlusion" else None
+        if enough and overlap < MOST_OVERLAP and (occluder is None or not _cuts(occluder, points, hands.present)):
             break
     near_miss = hands.dwelling & hands.present & ~pinch & (distance < NEAR_MISS_DISTANCE)
-    return _in_world(hands, body_from_headset, sheet, pinch, near_miss, generator)
+    return _in_world(hands, body_from_headset, occluder, pinch, near_miss, generator)
 
 
 def _sample_hands(protocol, together: bool, capsules: Capsules, generator: np.random.Generator, frames: int) -> _Hands:
@@ -198,8 +198,8 @@ def _headset(hands: _Hands, generator: np.random.Generator) -> Float[np.ndarray,
     return headset
 
 
-def _sheet(points: np.ndarray, present: np.ndarray, body_from_headset: np.ndarray, generator) -> Sheet:
-    """A sheet that sweeps through the line of sight to one hand for 10-30 frames; poses still in the body frame.
+def _occluder(points: np.ndarray, present: np.ndarray, body_from_headset: np.ndarray, generator) -> Occluder:
+    """An occluder that sweeps through the line of sight to one hand for 10-30 frames; poses still in the body frame.
 
     It passes in front of all `points` (frames, 2, points, 3) of the hands that are not beside the user's head.
     """
@@ -224,18 +224,18 @@ def _sheet(points: np.ndarray, present: np.ndarray, body_from_headset: np.ndarra
     poses = np.tile(np.eye(4), (frames, 1, 1))
     poses[:, :3, :3] = facing @ spin
     poses[:, :3, 3] = eye + depth * sight + sweep[:, None] * (facing @ [np.cos(heading), np.sin(heading), 0.0])
-    return Sheet(poses, size, active)
+    return Occluder(poses, size, active)
 
 
-def _cuts(sheet: Sheet, points: np.ndarray, present: np.ndarray) -> bool:
-    """Whether a hand comes closer than a finger's thickness to the sheet while it passes."""
-    offsets = points - sheet.world_from_sheet[:, None, None, :3, 3]
-    local = np.abs(offsets @ sheet.world_from_sheet[:, None, :3, :3])
-    touching = (local[..., :2] < sheet.size / 2 + 0.02).all(axis=-1) & (local[..., 2] < 0.02)
-    return bool(touching[sheet.active][:, present[0]].any())
+def _cuts(occluder: Occluder, points: np.ndarray, present: np.ndarray) -> bool:
+    """Whether a hand comes closer than a finger's thickness to the occluder while it passes."""
+    offsets = points - occluder.world_from_occluder[:, None, None, :3, 3]
+    local = np.abs(offsets @ occluder.world_from_occluder[:, None, :3, :3])
+    touching = (local[..., :2] < occluder.size / 2 + 0.02).all(axis=-1) & (local[..., 2] < 0.02)
+    return bool(touching[occluder.active][:, present[0]].any())
 
 
-def _in_world(hands: _Hands, body_from_headset, sheet: Sheet | None, pinch, near_miss, generator) -> Motion:
+def _in_world(hands: _Hands, body_from_headset, occluder: Occluder | None, pinch, near_miss, generator) -> Motion:
     """Seats the user somewhere in the room, 1.2 m above the floor at eye level, turned at random."""
     world_from_body = np.eye(4)
     turn = Rotation.from_euler("y", generator.uniform(-np.pi, np.pi)).as_matrix()
@@ -244,10 +244,10 @@ def _in_world(hands: _Hands, body_from_headset, sheet: Sheet | None, pinch, near
     joint_angles = np.pad(hands.angles, ((0, 0), (0, 0), (0, 2)))
     world_from_wrist = world_from_body @ hands.body_from_wrist
     joint_angles[~hands.present], world_from_wrist[~hands.present] = 0.0, np.eye(4)
-    if sheet is not None:
-        sheet = replace(sheet, world_from_sheet=world_from_body @ sheet.world_from_sheet)
+    if occluder is not None:
+        occluder = replace(occluder, world_from_occluder=world_from_body @ occluder.world_from_occluder)
     world_from_headset = world_from_body @ body_from_headset
-    return Motion(joint_angles, world_from_wrist, hands.present, world_from_headset, pinch, near_miss, sheet)
+    return Motion(joint_angles, world_from_wrist, hands.present, world_from_headset, pinch, near_miss, occluder)
 
 
 def _limits(capsules: Capsules) -> np.ndarray:

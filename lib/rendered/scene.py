@@ -132,13 +132,13 @@ def sample_scene(
 ) -> Scene:
     """Dress, light and surround a motion: everything about the picture that the motion leaves open."""
     look, sensor = sample_look(generator), sample_sensor(generator)
-    sheet = motion.sheet
-    mesh = assemble(hand, vertex_albedo, look, None if sheet is None else tuple(sheet.size))
+    occluder = motion.occluder
+    mesh = assemble(hand, vertex_albedo, look, None if occluder is None else tuple(occluder.size))
     headset = motion.world_from_headset
     environment = sample_environment(generator, headset[:, :3, 2].mean(axis=0))
     lighting = sample_lighting(environment, _towards_headset(motion), generator)
     hands, arms, sleeves = 3 * (motion.present,)
-    drawn = np.concatenate((hands, arms, sleeves, *(() if sheet is None else (sheet.active[:, None],))), axis=1)
+    drawn = np.concatenate((hands, arms, sleeves, *(() if occluder is None else (occluder.active[:, None],))), axis=1)
     return Scene(
         rig, mesh, environment, lighting, sensor, textures(), _bones(motion, hand), drawn,
         invert(rig.posed(torch.from_numpy(headset)).world_from_camera)[..., :3, :].contiguous().numpy(),
@@ -162,17 +162,17 @@ def _towards_headset(motion: Motion) -> Float[np.ndarray, "frames 3"]:
 
 
 def _bones(motion: Motion, hand: HandModel) -> Float[np.ndarray, "frames 39 3 4"]:
-    """World transforms of the bones of `lib.rendered.bodies`: two hands, forearms and upper arms, the sheet."""
+    """World transforms of the bones of `lib.rendered.bodies`: two hands, forearms and upper arms, the occluder."""
     hand = hand.to(dtype=torch.float64)
     wrists = for_hand(torch.from_numpy(motion.world_from_wrist), torch.tensor([LEFT, RIGHT]))
     hands = hand.bones(torch.from_numpy(motion.joint_angles), wrists).flatten(1, 2).numpy()
     arms = np.stack([_arm(motion, wrists[:, side].numpy(), side) for side in (LEFT, RIGHT)], axis=2)
-    sheet = (
+    occluder = (
         np.broadcast_to(np.eye(4), (len(hands), 1, 4, 4))
-        if motion.sheet is None
-        else motion.sheet.world_from_sheet[:, None]
+        if motion.occluder is None
+        else motion.occluder.world_from_occluder[:, None]
     )
-    return np.ascontiguousarray(np.concatenate((hands, arms.reshape(-1, 4, 4, 4), sheet), axis=1)[..., :3, :])
+    return np.ascontiguousarray(np.concatenate((hands, arms.reshape(-1, 4, 4, 4), occluder), axis=1)[..., :3, :])
 
 
 def _arm(motion: Motion, world_from_wrist: np.ndarray, side: int) -> Float[np.ndarray, "frames 2 4 4"]:
@@ -222,4 +222,5 @@ def _velocity(poses: np.ndarray) -> np.ndarray:
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
+    """The vectors of the last axis at length 1, but zero where there is none."""
     return vectors / (np.sqrt((vectors**2).sum(axis=-1, keepdims=True)) + 1e-12)

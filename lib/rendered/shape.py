@@ -68,14 +68,14 @@ class Skeleton:
     @property
     def directions(self) -> Float[np.ndarray, "5 3 3"]:
         """Unit vectors along the three bones of each finger."""
-        return _unit(np.diff(self.chains, axis=1))
+        return unit(np.diff(self.chains, axis=1))
 
     @property
     def dorsal(self) -> Float[np.ndarray, "5 3 3"]:
         """Unit vectors out of the back of the three bones of each finger."""
         flexion = self.axes[:, [1, 2, 3]].copy()
         flexion[0, 0] = self.axes[0, 2]
-        return _unit(np.cross(self.directions, flexion))
+        return unit(np.cross(self.directions, flexion))
 
 
 def generic_skeleton() -> Skeleton:
@@ -211,7 +211,7 @@ def _finger(finger: int) -> tuple[np.ndarray, np.ndarray]:
     for length, bend in zip(BONE_LENGTHS_MM[finger + 1], np.deg2rad(_REST_BENDS_DEG), strict=True):
         direction = _rotated(direction, flexion * bend)
         points.append(points[-1] + length * direction)
-    abduction = np.cross(flexion, _unit(points[1] - points[0]))
+    abduction = np.cross(flexion, unit(points[1] - points[0]))
     return np.stack(points), np.stack((abduction, flexion, flexion, flexion))
 
 
@@ -219,9 +219,9 @@ def _thumb() -> tuple[np.ndarray, np.ndarray]:
     """Joint centres and tip (4, 3) in mm and axes (4, 3) of the thumb."""
     directions = np.stack([_heading(*np.deg2rad(pair)) for pair in _THUMB_HEADINGS_DEG])
     points = _THUMB_BASE_MM + np.concatenate((np.zeros((1, 3)), np.cumsum(BONE_LENGTHS_MM[0][:, None] * directions, 0)))
-    saddle = _unit(np.cross(directions[0], np.stack((_THUMB_OPPOSITION, _THUMB_ADDUCTION))))
+    saddle = unit(np.cross(directions[0], np.stack((_THUMB_OPPOSITION, _THUMB_ADDUCTION))))
     flexion = [
-        _unit(_THUMB_FLEXION_AXIS - direction * (_THUMB_FLEXION_AXIS @ direction)) for direction in directions[1:]
+        unit(_THUMB_FLEXION_AXIS - direction * (_THUMB_FLEXION_AXIS @ direction)) for direction in directions[1:]
     ]
     return points, np.concatenate((saddle, np.stack(flexion)))
 
@@ -238,10 +238,6 @@ def _turned(axes: np.ndarray, turns: np.ndarray) -> np.ndarray:
     return Rotation.from_rotvec(turns.reshape(-1, 3)).apply(axes.reshape(-1, 3)).reshape(axes.shape)
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
-
-
 def _one_hot(bones: list[int]) -> np.ndarray:
     return np.eye(NUM_BONES)[bones]
 
@@ -250,3 +246,8 @@ def _one_hot(bones: list[int]) -> np.ndarray:
 def _asset() -> dict[str, np.ndarray]:
     with np.load(ASSET, allow_pickle=False) as stored:
         return dict(stored)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """The vectors of the last axis at length 1."""
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)

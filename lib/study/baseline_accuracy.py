@@ -28,25 +28,25 @@ _AT_ONCE = 128
 
 @dataclass(frozen=True)
 class KeypointErrors:
-    """Errors (px) in all crops; whether each is of an occlusion recording, and of a frame with a sheet."""
+    """Errors (px) in all crops; whether each is of an occlusion recording, and of a frame with an occluder."""
 
     errors: Float[np.ndarray, "crops 21"]
     occlusion: Bool[np.ndarray, "crops"]
-    sheet: Bool[np.ndarray, "crops"]
+    occluder: Bool[np.ndarray, "crops"]
 
 
 def keypoint_table(measured: Mapping[str, KeypointErrors]) -> pd.DataFrame:
     """What networks find in the crops of test recordings.
 
-    Columns: network; frames ("all", then of the occlusion recordings "behind a sheet" and "no sheet"); crops;
+    Columns: network; frames ("all", then of the occlusion recordings "behind an occluder" and "no occluder"); crops;
     median_px; hits_percent (of the keypoints, within `HIT_PX`).
     """
     rows = []
     for name, seen in measured.items():
         parts = {
             "all": slice(None),
-            "behind a sheet": seen.occlusion & seen.sheet,
-            "no sheet": seen.occlusion & ~seen.sheet,
+            "behind an occluder": seen.occlusion & seen.occluder,
+            "no occluder": seen.occlusion & ~seen.occluder,
         }
         for frames, chosen in parts.items():
             some = seen.errors[chosen]
@@ -61,17 +61,17 @@ def track_with_errors(
 ) -> tuple[list[Tracks], KeypointErrors]:
     """The tracks of the recordings of sequences, and the errors of the keypoints; skeletons are known."""
     sequence_of = {id(one.recording): sequence for one, sequence in zip(recordings, sequences, strict=True)}
-    errors, occlusion, sheet = [], [], []
+    errors, occlusion, occluder = [], [], []
 
-    def compare(request: KeypointRequest, seen: Keypoints, truth: Keypoints) -> None:
+    def compare(request: KeypointRequest, seen: Keypoints, true: Keypoints) -> None:
         sequence, crops = sequence_of[id(request.recording)], len(request.hand)
-        errors.append((seen.pixels - truth.pixels).norm(dim=-1))
+        errors.append((seen.pixels - true.pixels).norm(dim=-1))
         occlusion.extend(crops * [sequence.protocol == "occlusion"])
-        sheet.extend(crops * [bool(sequence.sheet[request.frame])])
+        occluder.extend(crops * [bool(sequence.occluder[request.frame])])
 
     tracker = MultistageTracker(observed(source, compare))
     tracks = tracker.track_all(recordings, [one.recording.hand_model for one in recordings])
-    return tracks, KeypointErrors(torch.cat(errors).numpy(), np.array(occlusion), np.array(sheet))
+    return tracks, KeypointErrors(torch.cat(errors).numpy(), np.array(occlusion), np.array(occluder))
 
 
 def detection_table(recordings: Iterable[Recording], network: DetNet) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Where the error of the multi-stage tracker comes from: stage after stage, the truth takes the place of a network."""
+"""Where the error of the multi-stage tracker comes from: one stage after another is replaced by the ground truth."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def track_case(recordings: Sequence[CachedRecording], case: Stages) -> list[Trac
 def budget_table(recordings: Sequence[CachedRecording], tracked: Mapping[str, Sequence[Tracks]]) -> pd.DataFrame:
     """What recordings show of the cases they were tracked in.
 
-    Columns: stages, mpjpe_mm of the hand-frames that are found in every case (NaN if there are none), found_percent of
-    the labelled hand-frames.
+    Columns: stages, mpjpe_mm of the hand instances that are found in every case (NaN if there are none), found_percent
+    of the labelled hand instances.
     """
     labelled = sum(int(one.recording.labelled.sum()) for one in recordings)
     by_recording = zip(*tracked.values(), strict=True)

@@ -32,7 +32,7 @@ def search_weights(
     """The weights of least error, one after the other over `CANDIDATES`, and a table of all that were tried.
 
     Known skeletons, labelled crops. Columns: distance, temporal, outlier_px, mpjpe_mm, mpjpa_mm_per_frame2,
-    found_percent (of the labelled hand-frames), best.
+    found_percent (of the labelled hand instances), best.
     """
     tried: dict[FitWeights, dict[str, float]] = {}
     best = start

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from lib.metrics import PCK_THRESHOLDS_MM, landmark_errors
+from lib.study import paper
 from lib.study.predictions import AllPredictions, Predictions
 from lib.study.statistics import Interval, Pooled, combined, difference
 from lib.study.tables import (
@@ -26,9 +27,6 @@ from lib.study.tables import (
     MPJPA,
     MPJPE,
     MULTISTAGE,
-    PAPER_TABLE_2,
-    PAPER_TABLE_3,
-    PAPER_TABLE_4,
     PINCH,
     TEMPORAL,
     WITH_PINCH,
@@ -91,7 +89,7 @@ def ablation_claims(cells: Cells) -> list[Claim]:
     """§5.2: what each module, L_temp and the One-Euro filter do."""
 
     def claim(text: str, first: str, second: str, metric: str, than: Than = "lower") -> Claim:
-        numbers = [PAPER_TABLE_2[row][1 if metric == MPJPE else 2] for row in (first, second)]
+        numbers = [paper.TABLE_2[row][1 if metric == MPJPE else 2] for row in (first, second)]
         return compare(cells, text, numbers, *(Cell(ABLATION, row, metric) for row in (first, second)), than)
 
     smooth = "no_temporal_temporal_loss"
@@ -115,7 +113,7 @@ def multistage_claims(predictions: AllPredictions, cells: Cells) -> list[Claim]:
     claims = []
     for column, (metric, name) in enumerate(((MPJPE, "error"), (MPJPA, "jitter"))):
         for case, (skeleton, protocol) in enumerate(CASES):
-            numbers = [PAPER_TABLE_3[method][case][column] for method in (TEMPORAL, BASELINE)]
+            numbers = [paper.TABLE_3[method][case][column] for method in (TEMPORAL, BASELINE)]
             first, second = (_case(method, skeleton, protocol, metric) for method in (TEMPORAL, BASELINE))
             text = f"end-to-end has less {name} than multi-stage ({skeleton} skeleton, {protocol})"
             claims.append(compare(cells, text, numbers, first, second))
@@ -130,10 +128,10 @@ def _unknown_claim(cells: Cells, protocol: str) -> Claim:
         difference(*(cells[_case(method, skeleton, protocol, MPJPE)] for method in (BASELINE, TEMPORAL)))
         for skeleton in ("unknown", "known")
     )
-    paper = [PAPER_TABLE_3[m][CASES.index((s, protocol))][0] for m, s in order]
+    theirs = [paper.TABLE_3[m][CASES.index((s, protocol))][0] for m, s in order]
     return _judge(
         f"the lead over multi-stage is larger where the skeleton is unknown ({protocol})",
-        f"{paper[0] - paper[1]:.1f} against {paper[2] - paper[3]:.1f} mm",
+        f"{theirs[0] - theirs[1]:.1f} against {theirs[2] - theirs[3]:.1f} mm",
         f"lead {unknown.value:.2f} mm unknown, {known.value:.2f} mm known: {lead} mm",
         lead,
         above=True,
@@ -144,7 +142,7 @@ def pinch_claims(cells: Cells) -> list[Claim]:
     """§5.4: pinch detection with and without L_pinch, and what L_pinch costs."""
     claims = _detection_claims(cells) if Cell(PINCH, BASELINE, "recall_percent") in cells else []
     for case, (skeleton, protocol) in enumerate(CASES):
-        numbers = [PAPER_TABLE_3[method][case][0] for method in (WITH_PINCH, TEMPORAL)]
+        numbers = [paper.TABLE_3[method][case][0] for method in (WITH_PINCH, TEMPORAL)]
         first, second = (_case(method, skeleton, protocol, MPJPE) for method in (WITH_PINCH, TEMPORAL))
         text = f"L_pinch costs little error ({skeleton} skeleton, {protocol})"
         claims.append(compare(cells, text, numbers, first, second, "hardly higher"))
@@ -159,7 +157,7 @@ def _detection_claims(cells: Cells) -> list[Claim]:
             ("with L_pinch end-to-end is ahead of", WITH_PINCH, "higher"),
         ):
             text = f"{beginning} multi-stage in pinch {metric.removesuffix('_percent')}"
-            numbers = [PAPER_TABLE_4[name][column] for name in (method, BASELINE)]
+            numbers = [paper.TABLE_4[name][column] for name in (method, BASELINE)]
             claims.append(compare(cells, text, numbers, *(Cell(PINCH, m, metric) for m in (method, BASELINE)), than))
     return claims
 
@@ -168,10 +166,12 @@ def _case(method: str, skeleton: str, protocol: str, metric: str) -> Cell:
     return Cell(MULTISTAGE, method, metric, skeleton, protocol)
 
 
-def compare(cells: Cells, claim: str, paper: Sequence[float], first: Cell, second: Cell, than: Than = "lower") -> Claim:
+def compare(
+    cells: Cells, claim: str, printed: Sequence[float], first: Cell, second: Cell, than: Than = "lower"
+) -> Claim:
     """The claim that `first` is lower or higher than `second`, or higher by a small cost at most.
 
-    `paper` holds the paper's numbers for the two.
+    `printed` holds the paper's numbers for the two.
     """
     unit, change = UNITS[first.metric], difference(cells[first], cells[second])
     limit = SMALL_COST * cells[second].mean if than == "hardly higher" else 0.0
@@ -179,7 +179,7 @@ def compare(cells: Cells, claim: str, paper: Sequence[float], first: Cell, secon
     relative = f", {100 * change.value / cells[second].mean:+.0f} %" if cells[second].mean else ""
     return _judge(
         claim,
-        f"{paper[0]} against {paper[1]} {unit}",
+        f"{printed[0]} against {printed[1]} {unit}",
         f"{names} {unit}: {change} {unit}{relative}",
         change,
         limit,
@@ -187,14 +187,14 @@ def compare(cells: Cells, claim: str, paper: Sequence[float], first: Cell, secon
     )
 
 
-def _judge(claim: str, paper: str, ours: str, change: Interval, limit: float = 0.0, above: bool = False) -> Claim:
+def _judge(claim: str, theirs: str, ours: str, change: Interval, limit: float = 0.0, above: bool = False) -> Claim:
     """Whether the whole interval lies below a limit, or above it; if on neither side, the text says so."""
     below, beyond = change.high < limit, change.low > limit
     holds, contradicted = (beyond, below) if above else (below, beyond)
     if holds or contradicted:
-        return Claim(claim, paper, ours, "holds" if holds else "contradicted")
+        return Claim(claim, theirs, ours, "holds" if holds else "contradicted")
     why = f"the interval contains {limit:.2g}" if np.isfinite(change.value) else "there is nothing to compare"
-    return Claim(claim, paper, f"{ours}; {why}", "inconclusive")
+    return Claim(claim, theirs, f"{ours}; {why}", "inconclusive")
 
 
 def _crossing_claim(predictions: AllPredictions, protocol: str) -> Claim:
@@ -222,18 +222,18 @@ def _crossing_claim(predictions: AllPredictions, protocol: str) -> Claim:
 
 
 def pck_of(predictions: Predictions) -> list[Pooled]:
-    """Percent of hand-frames below each of `PCK_THRESHOLDS_MM`."""
+    """Percent of hand instances below each of `PCK_THRESHOLDS_MM`."""
     errors = [
         landmark_errors(s.tracked_keypoints, s.gt_keypoints).mean(axis=-1)[s.valid] for s in predictions.sequences
     ]
     return [Pooled.of([100.0 * (error < threshold) for error in errors]) for threshold in PCK_THRESHOLDS_MM]
 
 
-def errors_behind_sheet(predictions: Predictions) -> Pooled:
-    """MPJPE of the occlusion sequences while a sheet passes, mm."""
+def errors_behind_occluder(predictions: Predictions) -> Pooled:
+    """MPJPE of the occlusion sequences while an occluder passes, mm."""
     return Pooled.of(
         [
-            landmark_errors(s.tracked_keypoints, s.gt_keypoints).mean(axis=-1)[s.valid & s.sheet]
+            landmark_errors(s.tracked_keypoints, s.gt_keypoints).mean(axis=-1)[s.valid & s.occluder]
             for s in predictions.only(protocol="occlusion").sequences
         ]
     )
@@ -241,11 +241,11 @@ def errors_behind_sheet(predictions: Predictions) -> Pooled:
 
 def occlusion_claim(predictions: AllPredictions) -> Claim:
     """§5.2, Figure 6."""
-    with_module, without = (errors_behind_sheet(predictions[method, "known"]) for method in OCCLUDED)
+    with_module, without = (errors_behind_occluder(predictions[method, "known"]) for method in OCCLUDED)
     change = difference(with_module, without)
     return _judge(
         "the temporal module helps through an occlusion",
         "a plausible pose with it, complete failure without (Figure 6)",
-        f"while a sheet passes {with_module.mean:.1f} mm with, {without.mean:.1f} mm without: {change} mm",
+        f"while an occluder passes {with_module.mean:.1f} mm with, {without.mean:.1f} mm without: {change} mm",
         change,
     )

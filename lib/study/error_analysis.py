@@ -1,4 +1,4 @@
-"""What limits the error: taken apart by direction, by what a hand-frame is like, and by where it is worst."""
+"""What limits the error: taken apart by direction, by what a hand instance is like, and by where it is worst."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from lib.files import MM
 from lib.metrics import landmark_errors
 from lib.recordings import FRAMES_PER_SECOND, read_recording
-from lib.study.claims import errors_behind_sheet
+from lib.study.claims import errors_behind_occluder
 from lib.study.figures.plots import METHOD_COLORS, METHOD_NAMES, MOTION_NAMES, named
 from lib.study.figures.qualitative import picture_of, video_of, with_truth
 from lib.study.figures.style import PAGE_WIDTH, TRACKED_COLOR, show_picture
@@ -24,7 +24,7 @@ from lib.study.sequences import LabelledSequence
 from lib.study.statistics import Pooled, difference, interval
 
 PARTS = ("along_mm", "across_mm", "shape_mm")
-"""Of the error, see `hand_frames`."""
+"""Of the error, see `instance_errors`."""
 CONDITIONS = {
     "views": ("crops of the hand", (0.5, 1.5, 2.5), ("one", "two")),
     "distance_m": ("distance from the camera (m)", (0.0, 0.3, 0.4, 0.5, 2.0), ("< 0.3", "0.3-0.4", "0.4-0.5", "> 0.5")),
@@ -33,8 +33,8 @@ CONDITIONS = {
 """What is looked at: its name, where its bins end, and their names."""
 
 
-def hand_frames(predictions: Predictions, sequences: Sequence[LabelledSequence]) -> pd.DataFrame:
-    """One row per tracked hand-frame, with its error and what it is made of.
+def instance_errors(predictions: Predictions, sequences: Sequence[LabelledSequence]) -> pd.DataFrame:
+    """One row per tracked hand instance, with its error and what it is made of.
 
     `error_mm` is the mean distance of the landmarks from the true ones. A common shift of all landmarks has a part
     `along_mm` the ray from the reference camera to the hand and one `across_mm` it; `shape_mm` is the error that is
@@ -72,7 +72,7 @@ def hand_frames(predictions: Predictions, sequences: Sequence[LabelledSequence])
 
 
 def parts_table(frames: pd.DataFrame) -> pd.DataFrame:
-    """The mean error of each method in mm, and the means of its parts; columns as in `hand_frames`.
+    """The mean error of each method in mm, and the means of its parts; columns as in `instance_errors`.
 
     Parts do not add up to the error: they are lengths in different directions.
     """
@@ -80,28 +80,29 @@ def parts_table(frames: pd.DataFrame) -> pd.DataFrame:
     return frames.groupby("method", sort=False)[columns].mean().reset_index()
 
 
-def memory_table(remembering: Predictions, forgetful: Predictions) -> pd.DataFrame:
+def memory_table(with_memory: Predictions, without: Predictions) -> pd.DataFrame:
     """What the memory of one and the same network is worth: with it, and with every frame as if it were the first.
 
-    Known or unknown skeletons, as the predictions are. Columns: method, metric, with_memory, forgetful, difference,
-    low, high (95 % interval of the paired difference).
+    Known or unknown skeletons, as the predictions are. Columns: method, metric, with_memory, without_memory,
+    difference, low, high (95 % interval of the paired difference).
     """
     metrics = {
         "MPJPE, separate hands (mm)": lambda made: made.only(protocol="separate_hand").errors(),
-        "MPJPE while a sheet passes (mm)": errors_behind_sheet,
+        "MPJPE while an occluder passes (mm)": errors_behind_occluder,
         "MPJPA, separate hands (mm/frame²)": lambda made: made.only(protocol="separate_hand").jitter(),
     }
     rows = []
     for name, metric in metrics.items():
-        pair = metric(remembering), metric(forgetful)
+        pair = metric(with_memory), metric(without)
         change = difference(*pair)
-        row = {"method": remembering.method, "metric": name, "with_memory": pair[0].mean, "forgetful": pair[1].mean}
+        row = {"method": with_memory.method, "metric": name}
+        row |= {"with_memory": pair[0].mean, "without_memory": pair[1].mean}
         rows.append(row | {"difference": change.value, "low": change.low, "high": change.high})
     return pd.DataFrame(rows)
 
 
 def conditions_table(frames: pd.DataFrame) -> pd.DataFrame:
-    """The error of each method under each condition, with its interval and the share of the hand-frames it is about.
+    """The error of each method under each condition, with its interval and the share of the hand instances it is about.
 
     Columns: condition, case, method, mpjpe_mm, low, high, along_mm, share_percent.
     """

@@ -16,7 +16,7 @@ from lib.clip_training import ClipData, ClipTraining, ClipTrainingConfig, Pretra
 from lib.clips import MILD_AUGMENTATION, ClipSource
 from lib.crop_cache import CropSequence, ViewSequence
 from lib.errors import InputError
-from lib.files import fingerprint, read_json, sha256_of, working_in
+from lib.files import fingerprint, sha256_of, working_in
 from lib.hands import HandModel
 from lib.losses import LossWeights
 from lib.machines import Precision
@@ -24,6 +24,7 @@ from lib.multistage.detection_training import DetectionTraining, DetectionTraini
 from lib.multistage.keypoint_training import KeypointTraining, KeypointTrainingConfig
 from lib.multistage.keypoints import KeyNet, KeyNetConfig, pretrain
 from lib.network import NetworkConfig, UmeTrack
+from lib.rendered.index import split_users, training_files
 from lib.study.results import results_folder
 from lib.study.settings import with_settings
 from lib.training import Run, Task, TrainingConfig, fit_to_minutes
@@ -108,10 +109,6 @@ _SEED = "_seed"  # in the name of a run with another seed, before the seed
 RELEASED_RUNS = (
     PRETRAINING, *END_TO_END, *(f"{name}{_SEED}{seed}" for name in REPEATED for seed in SEEDS[1:]), "detnet", "keynet"
 )  # fmt: skip
-VALIDATION_SHARE = 0.1
-"""Share of the training users that are held out of training as validation users, to watch it and to tune thresholds."""
-
-
 _BRIEF = {"steps": 12, "warmup_steps": 2, "validation_every": 6}
 SMOKE: dict[type[TrainingConfig], dict[str, int]] = {
     ClipTrainingConfig: {**_BRIEF, "hands": 16, "validation_hands": 16},
@@ -198,15 +195,14 @@ def train_experiment(
     run = run_name(experiment, seed) if named and not settings and name is None else name_of_own_run(name)
     config = with_settings(config, settings or {})
     folder, weights = results_folder(profile) / "runs" / run, trained_weights_path(profile, run)
-    _refuse_to_replace(folder, weights, resume)
-    if isinstance(config, ClipTrainingConfig) and config.pretrained is not None:
-        first, first_seed = experiment_and_seed(config.pretrained)
-        if is_experiment(first) and not trained_weights_path(profile, config.pretrained).exists():
-            shared = {"resume": True, "compiled": compiled, "seed": first_seed, "precision": precision}
-            alone = not dist.is_initialized()
-            train_experiment(first, profile, data_folder, generic_hand, device, minutes, **shared, wait=alone)
     with _alone_in(folder, wait):
         _refuse_to_replace(folder, weights, resume)
+        if isinstance(config, ClipTrainingConfig) and config.pretrained is not None:
+            first, first_seed = experiment_and_seed(config.pretrained)
+            if is_experiment(first) and not trained_weights_path(profile, config.pretrained).exists():
+                shared = {"resume": True, "compiled": compiled, "seed": first_seed, "precision": precision}
+                alone = not dist.is_initialized()
+                train_experiment(first, profile, data_folder, generic_hand, device, minutes, **shared, wait=alone)
         task = load_task(config, profile, data_folder, generic_hand, device)
         if minutes is not None:
             task = replace(task, config=fit_to_minutes(task, device, minutes, folder, precision, compiled))
@@ -277,14 +273,14 @@ def read_pretrained(config: ClipTrainingConfig, profile: str) -> Pretrained | No
 
 def load_clips(folder: Path, device: str) -> ClipData:
     """The crops of the training split. Raises InputError if they are not there or not complete."""
-    listed = listed_files(folder, "crops")
+    listed = training_files(folder, "crops")
     sources = [ClipSource([CropSequence.load(stem) for stem in stems], device) for stems in split_users(folder, listed)]
     return ClipData(*sources, fingerprint=fingerprint(listed))
 
 
 def load_views(folder: Path, device: str) -> ViewData:
     """The views of the training split. Raises InputError if they are not there or not complete."""
-    listed = listed_files(folder, "views")
+    listed = training_files(folder, "views")
     sources = [ViewSource([ViewSequence.load(stem) for stem in stems], device) for stems in split_users(folder, listed)]
     return ViewData(*sources, fingerprint=fingerprint(listed))
 
@@ -292,24 +288,3 @@ def load_views(folder: Path, device: str) -> ViewData:
 def trained_weights_path(profile: str, run: str) -> Path:
     """Where the weights of a run lie once it has ended."""
     return results_folder(profile) / "checkpoints" / f"{run}.safetensors"
-
-
-def listed_files(folder: Path, form: str) -> dict[str, str]:
-    """The files of the training split below `form`, with their hashes."""
-    index = folder / "training.json"
-    listed = read_json(index)["sha256"] if index.is_file() else {}
-    files = {path: sha256 for path, sha256 in listed.items() if Path(path).parts[0] == form}
-    if not files:
-        raise InputError(f"no {form} in {index}: run python -m lib render --split train --output {folder}")
-    return files
-
-
-def split_users(folder: Path, listed: Mapping[str, str]) -> tuple[list[Path], list[Path]]:
-    """The sequences to train on, and those of validation users, who are a tenth of the users (at least one)."""
-    stems = sorted({(folder / path).with_suffix("") for path in listed})
-    users = sorted({stem.parent.name for stem in stems}, key=lambda name: (len(name), name))
-    held_out = users[-max(1, round(VALIDATION_SHARE * len(users))) :]
-    return (
-        [stem for stem in stems if stem.parent.name not in held_out],
-        [stem for stem in stems if stem.parent.name in held_out],
-    )

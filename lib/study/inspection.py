@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import cv2
 import matplotlib.pyplot as plt
@@ -15,17 +14,18 @@ from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
 from lib.crops import make_crops, sees_hand
-from lib.errors import InputError
 from lib.files import MM
+from lib.formats.raw_data import RecordingName
 from lib.hands import FINGERS, HANDS, NUM_FINGER_JOINTS, WRIST
 from lib.metrics import pinch_distance
 from lib.recordings import FRAMES_PER_SECOND, Recording
+from lib.study import paper
 from lib.study.figures.style import PAGE_WIDTH
 from lib.tracking import true_keypoints
 from lib.transforms import acceleration
 
 SHOWN_PROTOCOLS = ("separate_hand", "hand_hand", "occlusion")
-_DISPLAY_GAMMA = 1.6
+_DISPLAY_GAMMA, _GAP_PX = 1.6, 3
 JOINT_NAMES = tuple(
     f"{finger} {joint}"
     for finger in FINGERS
@@ -37,56 +37,24 @@ JOINT_NAMES = tuple(
 RENDERED, CAPTURED = "rendered", "captured clip"
 _DATASET_COLORS = {RENDERED: "0.4", CAPTURED: "#CC79A7"}
 
-_PAPER_TABLE_1 = (
-    ("FreiHAND [2019]", 37_000, False, True, True, True, False, False),
-    ("HOnnotate [2020]", 78_000, False, False, True, True, False, False),
-    ("InterHand2.6M [2020]", 2_590_000, False, False, True, True, False, True),
-    ("GANerated Hands [2018]", 331_000, False, True, True, False, False, False),
-    ("H2O [2021]", 571_000, True, False, True, True, False, False),
-    ("FPHA [2018]", 105_000, True, True, False, True, False, False),
-    ("UmeTrack (real)", 839_000, True, False, False, True, True, True),
-    ("UmeTrack (synth)", 839_000, True, True, True, False, True, True),
-)
-_TABLE_1_COLUMNS = ("dataset", "frames", "ego", "background_variation", "markerless", "real", "large_fov", "hand_hand")
-
-
-def find_recordings(folder: Path) -> list[Path]:
-    """The videos below a folder of the `raw_data` layout, in order. Raises InputError if there are none."""
-    videos = sorted(folder.glob("**/recording_*.mp4"))
-    if not videos:
-        raise InputError(
-            f"no recordings below {folder}: render them with make data, or give a folder in the raw_data layout"
-        )
-    return videos
-
-
-def protocol_of(video: Path) -> str:
-    """The protocol that a recording's path names (raw_data/KIND/PROTOCOL/SPLIT/user_NN/recording_NN.mp4)."""
-    return video.parts[-4]
-
-
-def user_of(video: Path) -> str:
-    """The user that a recording's path names."""
-    return video.parts[-2]
-
 
 def datasets_table(rendered_frames: int) -> pd.DataFrame:
     """Table 1: the paper's rows, and our rendered dataset with its frames as counted."""
     ours = ("rendered by this study", rendered_frames, True, True, True, False, True, True)
-    return pd.DataFrame([*_PAPER_TABLE_1, ours], columns=_TABLE_1_COLUMNS)
+    return pd.DataFrame([*paper.TABLE_1, ours], columns=paper.TABLE_1_COLUMNS)
 
 
-def hand_frames(recordings: Iterable[Recording]) -> pd.DataFrame:
+def instance_properties(recordings: Iterable[Recording]) -> pd.DataFrame:
     """One row per labelled hand and frame: where it is, how it moves, who sees it.
 
     Columns: protocol, user, recording, frame, hand, views, distance_m (wrist to the mean of the cameras), speed_m_s
     (of the wrist, since the frame before), jitter_mm (MPJPA of the label), pinch, pinch_distance_mm. Speed and jitter
     are NaN where a neighbouring frame that they need is missing or not labelled.
     """
-    return pd.concat([_hand_frames(recording) for recording in recordings], ignore_index=True)
+    return pd.concat([_properties(recording) for recording in recordings], ignore_index=True)
 
 
-def _hand_frames(recording: Recording) -> pd.DataFrame:
+def _properties(recording: Recording) -> pd.DataFrame:
     landmarks = torch.from_numpy(true_keypoints(recording)) / MM
     frames = len(recording)
     views = torch.stack([sees_hand(recording.cameras(t), landmarks[:, t]).sum(dim=1) for t in range(frames)], dim=1)
@@ -107,18 +75,19 @@ def _hand_frames(recording: Recording) -> pd.DataFrame:
     table.insert(0, "hand", np.repeat(np.arange(HANDS), frames))
     table.insert(0, "frame", np.tile(np.arange(frames), HANDS))
     table.insert(0, "recording", recording.video.stem)
-    table.insert(0, "user", user_of(recording.video))
-    table.insert(0, "protocol", protocol_of(recording.video))
+    name = RecordingName.of(recording.video)
+    table.insert(0, "user", name.user)
+    table.insert(0, "protocol", name.protocol)
     return table[recording.labelled.T.flatten().numpy()]
 
 
 def summary(frames: pd.DataFrame) -> pd.DataFrame:
-    """Counts and medians of `hand_frames` by protocol."""
+    """Counts and medians of `instance_properties` by protocol."""
     named = frames.assign(recording=frames.user + "/" + frames.recording, two_views=100.0 * (frames.views >= 2))
     return named.groupby("protocol").agg(
         users=("user", "nunique"),
         recordings=("recording", "nunique"),
-        hand_frames=("frame", "size"),
+        instances=("frame", "size"),
         two_views_percent=("two_views", "mean"),
         median_distance_m=("distance_m", "median"),
         median_speed_m_s=("speed_m_s", "median"),
@@ -127,12 +96,12 @@ def summary(frames: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def joint_angles(recordings: Iterable[Recording]) -> Float[np.ndarray, "hand_frames 20"]:
+def joint_angles(recordings: Iterable[Recording]) -> Float[np.ndarray, "instances 20"]:
     """Finger joint angles of every labelled hand and frame, rad."""
     return np.concatenate([r.joint_angles[r.labelled][:, :NUM_FINGER_JOINTS].numpy() for r in recordings])
 
 
-def joint_velocities(recordings: Iterable[Recording]) -> Float[np.ndarray, "hand_frames 20"]:
+def joint_velocities(recordings: Iterable[Recording]) -> Float[np.ndarray, "instances 20"]:
     """Change of the finger joint angles between labelled neighbouring frames, rad/s."""
     velocities = []
     for recording in recordings:
@@ -143,11 +112,11 @@ def joint_velocities(recordings: Iterable[Recording]) -> Float[np.ndarray, "hand
 
 
 def frame_sheet(
-    recordings: Sequence[Recording], rows: int, columns: int, seed: int, scale: float = 0.35
+    recordings: Sequence[Recording], rows: int, columns: int, seed: int
 ) -> UInt8[np.ndarray, "height width"]:
-    """Random four-view frames, two of each recording, reduced by `scale` and brightened, in a grid."""
+    """Random four-view frames, two of each recording, reduced to 35 % and brightened, in a grid."""
     strips = [
-        cv2.resize(np.concatenate(images, axis=1), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        cv2.resize(np.concatenate(images, axis=1), None, fx=0.35, fy=0.35, interpolation=cv2.INTER_AREA)
         for _, _, images in itertools.islice(_random_frames(recordings, seed, per_recording=2), rows * columns)
     ]
     brightened = (255 * (np.arange(256) / 255) ** (1 / _DISPLAY_GAMMA)).round().astype(np.uint8)
@@ -184,18 +153,14 @@ def _random_crops(recordings: Sequence[Recording], seed: int) -> Iterator[UInt8[
             yield (255 * crops.images[generator.integers(len(hands)), 0]).round().byte().numpy()
 
 
-def _grid(
-    pictures: Sequence[UInt8[np.ndarray, "height width"]], columns: int, gap: int = 3
-) -> UInt8[np.ndarray, "rows columns"]:
+def _grid(pictures: Sequence[UInt8[np.ndarray, "height width"]], columns: int) -> UInt8[np.ndarray, "rows columns"]:
     """Pictures of one size in rows, with white gaps between them."""
-    padded = [np.pad(picture, ((0, gap), (0, gap)), constant_values=255) for picture in pictures]
+    padded = [np.pad(picture, ((0, _GAP_PX), (0, _GAP_PX)), constant_values=255) for picture in pictures]
     rows = [np.concatenate(padded[start : start + columns], axis=1) for start in range(0, len(padded), columns)]
-    return np.concatenate(rows)[:-gap, :-gap]
+    return np.concatenate(rows)[:-_GAP_PX, :-_GAP_PX]
 
 
-def joint_figure(
-    angles: Mapping[str, Float[np.ndarray, "hand_frames 20"]], limits: Float[np.ndarray, "22 2"]
-) -> Figure:
+def joint_figure(angles: Mapping[str, Float[np.ndarray, "instances 20"]], limits: Float[np.ndarray, "22 2"]) -> Figure:
     """Histograms of every finger joint's angle, one line per dataset, as high as each other; its limits shaded."""
     figure, grid = plt.subplots(5, 4, figsize=(PAGE_WIDTH, 6.4))
     for joint, axes in enumerate(grid.flat):
@@ -213,7 +178,7 @@ def joint_figure(
     return figure
 
 
-def motion_figure(frames: pd.DataFrame, velocities: Mapping[str, Float[np.ndarray, "hand_frames 20"]]) -> Figure:
+def motion_figure(frames: pd.DataFrame, velocities: Mapping[str, Float[np.ndarray, "instances 20"]]) -> Figure:
     """Views per hand, distance, speed, joint velocity, label jitter and pinch distance, by protocol."""
     figure, grid = plt.subplots(2, 3, figsize=(PAGE_WIDTH, 3.8))
     by_protocol = [(protocol, frames[frames.protocol == protocol]) for protocol in sorted(set(frames.protocol))]
@@ -223,7 +188,7 @@ def motion_figure(frames: pd.DataFrame, velocities: Mapping[str, Float[np.ndarra
         grid[0, 0].bar(
             views + 0.25 * (offset - (len(by_protocol) - 1) / 2), share, 0.25, label=protocol.replace("_", "-")
         )
-    grid[0, 0].set(xlabel="cameras that see a hand", ylabel="hand-frames (%)", xticks=views)
+    grid[0, 0].set(xlabel="cameras that see a hand", ylabel="hand instances (%)", xticks=views)
     for axes, column, label, top in (
         (grid[0, 1], "distance_m", "wrist to headset (m)", 0.9),
         (grid[0, 2], "speed_m_s", "speed of the wrist (m/s)", 2.0),

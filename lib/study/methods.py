@@ -68,7 +68,7 @@ ONE_EURO, FIT_WEIGHTS_SEARCH, PINCH_THRESHOLDS = "one_euro", "fit_weights", "pin
 HAND_CONFIDENCE = "hand_confidence"
 
 
-def predict_all(profile: str, data_folder: Path, device: str = "cpu") -> AllPredictions:
+def predict_all(profile: str, data_folder: Path) -> AllPredictions:
     """The predictions of every end-to-end experiment, of `full` filtered, and of `multistage` on the test split.
 
     As long as the baseline has no weights it is left out, and with it its rows and claims. Raises InputError, naming
@@ -77,12 +77,12 @@ def predict_all(profile: str, data_folder: Path, device: str = "cpu") -> AllPred
     made = {
         (name, skeleton): predictions
         for name in END_TO_END
-        for skeleton, predictions in predict(name, profile, data_folder, device=device).items()
+        for skeleton, predictions in predict(name, profile, data_folder).items()
     }
     for name, target in FILTERED.items():
         made[name, "known"] = made["full", "known"].filtered(tuned_one_euro(profile, target), name)
     if _has_baseline(profile):
-        baseline = predict_multistage(profile, data_folder, device=device)
+        baseline = predict_multistage(profile, data_folder)
         made |= {(BASELINE, skeleton): predictions for skeleton, predictions in baseline.items()}
     return made
 
@@ -104,9 +104,9 @@ def make_predictions(profile: str, data_folder: Path, workers: int, device: str 
         in_processes({n: partial(without_result, job) for n, job in jobs.items()}, workers, "predictions", "method")
 
 
-def predict_seeds(profile: str, data_folder: Path, device: str = "cpu") -> dict[str, Predictions]:
+def predict_seeds(profile: str, data_folder: Path) -> dict[str, Predictions]:
     """The predictions for known skeletons of the released runs of `REPEATED`, whatever the seed, that have weights."""
-    return {run: predict(run, profile, data_folder, device=device)["known"] for run in _repeated_runs(profile)}
+    return {run: predict(run, profile, data_folder)["known"] for run in _repeated_runs(profile)}
 
 
 def _repeated_runs(profile: str) -> list[str]:
@@ -203,13 +203,13 @@ def tune(
     return tables
 
 
-def search_fit_weights(profile: str, data_folder: Path, device: str = "cpu") -> pd.DataFrame:
+def search_fit_weights(profile: str, data_folder: Path, device: str) -> pd.DataFrame:
     """What `search_weights` tried; `FitWeights` says by default what was found."""
     _, table = search_weights(*_validation(profile, data_folder, device))
     return table.assign(**_hashes(profile, (KEYPOINTS,)))
 
 
-def measure_hand_confidence(profile: str, data_folder: Path, device: str = "cpu") -> pd.DataFrame:
+def measure_hand_confidence(profile: str, data_folder: Path, device: str) -> pd.DataFrame:
     """How sure the keypoints of hands are; `MIN_CONFIDENCE` says what one in a hundred is below."""
     return confidence_table(*_validation(profile, data_folder, device)).assign(**_hashes(profile, (KEYPOINTS,)))
 
@@ -220,7 +220,7 @@ def _validation(profile: str, data_folder: Path, device: str) -> tuple[list[Cach
     return [CachedRecording.of(s.crops, s.video) for s in load_sequences(data_folder, "validation")[::3]], keypoints
 
 
-def tune_one_euro(profile: str, data_folder: Path, device: str = "cpu") -> pd.DataFrame:
+def tune_one_euro(profile: str, data_folder: Path, device: str) -> pd.DataFrame:
     """What was tried to bring `full` to the jitter of each target of `FILTERED` by a One-Euro filter, and what chosen.
 
     On the separate-hand sequences of the validation users, as Table 2 is about those. Source: §5.2.
@@ -247,7 +247,7 @@ def tuned_one_euro(profile: str, target: str = TEMPORAL) -> OneEuroFilter:
     return OneEuroFilter(float(chosen.min_cutoff_hz), float(chosen.beta))
 
 
-def tune_pinch_thresholds(profile: str, data_folder: Path, device: str = "cpu") -> pd.DataFrame:
+def tune_pinch_thresholds(profile: str, data_folder: Path, device: str) -> pd.DataFrame:
     """For each method of Table 4 the distance that tells pinches best, with precision and recall on validation users.
 
     Columns: method, threshold_mm, precision_percent, recall_percent, and the hashes of the weights.

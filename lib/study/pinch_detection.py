@@ -22,7 +22,7 @@ THRESHOLDS_MM = np.arange(1.0, 40.5, 0.5)
 def precision_and_recall(predictions: Predictions, threshold_mm: float = THRESHOLD_MM) -> tuple[Pooled, Pooled]:
     """Percent of the detections that are pinches, and of the pinches that are detected, frame by frame.
 
-    Over all valid hand-frames of the pinch sequences.
+    Over all valid hand instances of the pinch sequences.
     """
     found = [
         pinch_detections(pinch_distance(s.tracked_keypoints), s.pinch, s.valid, threshold_mm)
@@ -63,7 +63,7 @@ def tuned_threshold(validation: Predictions) -> float:
     return float(curve.threshold_mm[curve.f1_percent.idxmax()])
 
 
-def detection_latency(predictions: Predictions, threshold_mm: float = THRESHOLD_MM) -> pd.DataFrame:
+def detection_latency(predictions: Predictions) -> pd.DataFrame:
     """One row per labelled pinch whose beginning is seen: how long after it the detector fires, negative if before.
 
     NaN where it does not fire during the pinch. An early detection counts from where it began, but not from before the
@@ -73,7 +73,7 @@ def detection_latency(predictions: Predictions, threshold_mm: float = THRESHOLD_
     for sequence in predictions.only(motion="pinch").sequences:
         distance = pinch_distance(sequence.tracked_keypoints)
         for hand, valid in enumerate(sequence.valid):
-            fires = (distance[hand] < threshold_mm) & valid
+            fires = (distance[hand] < THRESHOLD_MM) & valid
             runs = [(0, 0), *stretches(sequence.pinch[hand] & valid)]
             for (_, free), (start, end) in pairwise(runs):
                 if start and valid[start - 1]:

@@ -31,7 +31,7 @@ from lib.study.statistics import Pooled, error_of, jitter_of
 from lib.study.streams import ExtractedStreams, HandStreams, track_both
 from lib.tracking import Tracks, prepare_for_inference
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same weights and data no longer give the same predictions."""
 Skeleton = Literal["known", "unknown"]
 TrackSequences = Callable[[Sequence[LabelledSequence]], Mapping[tuple[str, Skeleton], list[Tracks]]]
@@ -52,7 +52,7 @@ class TrackedSequence(SequenceName):
     views: Int[np.ndarray, "2 frames"]
     pinch: Bool[np.ndarray, "2 frames"]
     near_miss: Bool[np.ndarray, "2 frames"]
-    sheet: Bool[np.ndarray, "frames"]
+    occluder: Bool[np.ndarray, "frames"]
     scale: float
     fitted_scale: float
 
@@ -69,7 +69,7 @@ class TrackedSequence(SequenceName):
             views=crops.views.T,
             pinch=crops.pinch.T,
             near_miss=sequence.near_miss.T,
-            sheet=sequence.sheet,
+            occluder=sequence.occluder,
             scale=float("nan") if tracks.scale is None else tracks.scale,
             fitted_scale=fitted_scale(crops.hand_model, generic),
         )
@@ -92,7 +92,7 @@ class Predictions:
     def only(self, **names: str) -> Predictions:
         """Those of one `protocol`, `motion` or `user`. Raises InputError if there are none.
 
-        The protocol `separate_hand` holds the pinch sequences and, like `hand_hand`, no occluding sheets.
+        The protocol `separate_hand` holds the pinch sequences and, like `hand_hand`, no occluders.
         """
         chosen = [s for s in self.sequences if all(getattr(s, name) == value for name, value in names.items())]
         if not chosen:
@@ -112,10 +112,10 @@ class Predictions:
         first = [replace(s, valid=s.valid & (np.arange(s.valid.shape[1]) < frames)) for s in self.sequences]
         return replace(self, sequences=tuple(first))
 
-    def of_the_truth(self) -> Predictions:
-        """The ground truth as predictions, under the name `truth`."""
+    def ground_truth(self) -> Predictions:
+        """The ground truth as predictions, under the name `ground_truth`."""
         true = [replace(s, tracked_keypoints=s.gt_keypoints) for s in self.sequences]
-        return replace(self, method="truth", sequences=tuple(true))
+        return replace(self, method="ground_truth", sequences=tuple(true))
 
     def errors(self) -> Pooled:
         """MPJPE, mm."""
@@ -129,7 +129,7 @@ class Predictions:
         return jitter_of([s.tracked_keypoints for s in self.sequences], [s.valid for s in self.sequences])
 
     def coverage(self) -> Pooled:
-        """Percent of the hand-frames with a crop in which the method tracks the hand: errors are over those alone."""
+        """Percent of the hand instances with a crop that the method tracks: errors are over those alone."""
         shown = [s.views > 0 for s in self.sequences]
         return Pooled.of([100.0 * s.valid[seen] for s, seen in zip(self.sequences, shown, strict=True)])
 
@@ -217,11 +217,11 @@ def predict(
 ) -> dict[Skeleton, Predictions]:
     """The predictions of a trained network or, on demand, what it predicts when every frame is the first to it.
 
-    The latter go by the name EXPERIMENT_forgetful, and are made together with the former. Raises InputError if weights
-    are missing.
+    The latter go by the name EXPERIMENT_without_memory, and are made together with the former. Raises InputError if
+    weights are missing.
     """
     weights = trained_weights(profile, experiment)
-    names = {experiment: True, f"{experiment}_forgetful": False} if without_memory else {experiment: True}
+    names = {experiment: True, f"{experiment}_without_memory": False} if without_memory else {experiment: True}
 
     def track(sequences: Sequence[LabelledSequence]) -> dict[tuple[str, Skeleton], list[Tracks]]:
         network, generic = (

@@ -32,9 +32,9 @@ from lib.crops import crop_cameras, warp
 from lib.errors import InputError
 from lib.files import MM, read_json, write_atomically
 from lib.formats.checks import json_array
+from lib.formats.raw_data import RecordingName, find_recordings
 from lib.hands import LEFT, RIGHT, for_hand
 from lib.recordings import Recording, read_recording
-from lib.study.inspection import find_recordings, protocol_of, user_of
 
 VIEW_SIZE = 224
 SHARE_OF_VIEW = 0.5
@@ -69,13 +69,15 @@ def _whole_views(source: int, recording: Recording, seed: int) -> Iterator[tuple
     """One random whole and unoccluded view of each frame that has any, in random order: `source` and `COLUMNS`."""
     generator = np.random.default_rng((seed, source))
     labels = read_json(recording.video.with_suffix(".json"))
-    sheet, elbows = (json_array(labels, name, shape) for name, shape in (("sheet", (None,)), ("elbows", (None, 2, 3))))
-    names = (protocol_of(recording.video), user_of(recording.video), recording.video.stem)
+    occluder, elbows = (
+        json_array(labels, name, shape) for name, shape in (("sheet", (None,)), ("elbows", (None, 2, 3)))
+    )
+    name = RecordingName.of(recording.video)
     for frame in generator.permutation(len(recording)):
         options = whole_in_frame(recording, int(frame), elbows[frame] / MM).nonzero().tolist()
-        if options and not (len(sheet) and sheet[frame]):
+        if options and not (len(occluder) and occluder[frame]):
             hand, camera = options[generator.integers(len(options))]
-            yield source, *names, frame, camera, hand
+            yield source, name.protocol, name.user, name.recording, frame, camera, hand
 
 
 def whole_in_frame(recording: Recording, frame: int, elbows: Float[Tensor, "2 3"]) -> Bool[Tensor, "2 cameras"]:

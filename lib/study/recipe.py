@@ -22,12 +22,12 @@ from lib.errors import InputError
 from lib.files import sha256_of, working_in
 from lib.hands import HandModel
 from lib.machines import Precision, commit, machine
+from lib.rendered.index import training_files
 from lib.study.experiments import (
     EXPERIMENTS,
     FIRST_PHASES,
     REFERENCE_NETWORK,
     SINGLE_FRAMES,
-    listed_files,
     load_clips,
     pretrained_path,
     read_pretrained,
@@ -116,7 +116,7 @@ VARIANTS: dict[str, Recipe] = {
     "skeletons perturbed twice as much": BASE.in_both(
         skeleton_noise=SkeletonNoise(*(2 * value for value in astuple(BASE.first.skeleton_noise)))
     ),
-    "no occluding sheets": BASE.in_second(occluded=0.0),
+    "no occluders": BASE.in_second(occluded=0.0),
     "no pinch oversampling": BASE.in_both(pinch_copies=1),
     "two views always": BASE.augmented(single_view=0.0),
     "single view in 60 % of clips": BASE.augmented(single_view=0.6),
@@ -180,7 +180,7 @@ _loaded_once = cache(load_clips)
 def _identity(name: str, profile: str, data_folder: Path) -> str:
     """What a row is about: a hash of configuration, data and the weights to begin with."""
     begins_as = pretrained_path(VARIANTS[name].phases[0], profile)
-    sources = listed_files(data_folder, "crops"), begins_as and sha256_of(begins_as)
+    sources = training_files(data_folder, "crops"), begins_as and sha256_of(begins_as)
     about = json.dumps([_VERSION, asdict(VARIANTS[name]), *sources])
     return hashlib.sha256(about.encode()).hexdigest()[:16]
 

@@ -20,12 +20,12 @@ from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
 from lib.crop_cache import CropSequence, Region, crop_sequence
-from lib.errors import InputError
 from lib.files import MM, fingerprint, read_json
+from lib.formats.raw_data import RecordingName
 from lib.hands import HANDS, for_hand
 from lib.machines import in_processes, without_result
 from lib.recordings import Recording, read_recording
-from lib.study.experiments import listed_files, split_users
+from lib.rendered.index import read_index, split_users, training_files
 
 Split = Literal["test", "validation"]
 CROPS_VERSION = 1
@@ -60,7 +60,7 @@ class LabelledSequence(SequenceName):
 
     crops: CropSequence
     near_miss: Bool[np.ndarray, "frames 2"]
-    sheet: Bool[np.ndarray, "frames"]
+    occluder: Bool[np.ndarray, "frames"]
     video: Path | None = None
 
     def true_keypoints(self) -> Float[np.ndarray, "2 frames 21 3"]:
@@ -76,8 +76,8 @@ class LabelledSequence(SequenceName):
 def split_fingerprint(folder: Path, split: Split) -> str:
     """Identifies the data of a split. Raises InputError if the split is not there or not complete."""
     if split == "validation":
-        return fingerprint(listed_files(folder, "crops"))
-    return _index(folder, split)["fingerprint"]
+        return fingerprint(training_files(folder, "crops"))
+    return read_index(folder, split)["fingerprint"]
 
 
 def load_sequences(folder: Path, split: Split, workers: int = 2) -> list[LabelledSequence]:
@@ -100,33 +100,26 @@ def keep_test_crops(folder: Path, workers: int) -> None:
 
 def _loads(folder: Path, split: Split) -> list[Callable[[], LabelledSequence]]:
     """What loads each sequence of a split."""
-    index = _index(folder, split)
+    index = read_index(folder, "train" if split == "validation" else split)
     if split == "validation":
-        load, (_, stems) = _load_validation, split_users(folder, listed_files(folder, "crops"))
+        load, (_, stems) = _load_validation, split_users(folder, training_files(folder, "crops"))
     else:
         load, stems = _load_test, sorted({(folder / path).with_suffix("") for path in index["sha256"]})
     motions = {(s["user"], s["index"]): s["protocol"] for s in index["sequences"]}
     kept = folder / "test_crops" / f"{index['fingerprint']}-{CROPS_VERSION}"
     loads = []
     for stem in stems:
-        protocol, _, user, recording = stem.parts[-4:]
-        motion = motions[int(user.removeprefix("user_")), int(recording.removeprefix("recording_"))]
-        loads.append(partial(load, SequenceName(f"{protocol}/{user}/{recording}", motion), stem, kept))
+        name = RecordingName.of(stem)
+        motion = motions[int(name.user.removeprefix("user_")), int(name.recording.removeprefix("recording_"))]
+        about = SequenceName(f"{name.protocol}/{name.user}/{name.recording}", motion)
+        loads.append(partial(load, about, stem, kept))
     return loads
-
-
-def _index(folder: Path, split: Split) -> dict:
-    kind = {"test": "testing", "validation": "training"}[split]
-    path = folder / f"{kind}.json"
-    if not path.is_file():
-        raise InputError(f"no complete {kind} data at {folder}: run python -m lib render --output {folder}")
-    return read_json(path)
 
 
 def _load_validation(about: SequenceName, path: Path, kept: Path) -> LabelledSequence:
     crops = CropSequence.load(path)
     none = np.zeros((len(crops), HANDS), bool)
-    return LabelledSequence(about.name, about.motion, crops, near_miss=none, sheet=none[:, 0])
+    return LabelledSequence(about.name, about.motion, crops, near_miss=none, occluder=none[:, 0])
 
 
 def _load_test(about: SequenceName, path: Path, kept: Path) -> LabelledSequence:
@@ -138,8 +131,8 @@ def _load_test(about: SequenceName, path: Path, kept: Path) -> LabelledSequence:
         with suppress(OSError):  # a dataset that may only be read: they are cut again next time
             crops.save(kept / about.name)
     labels = read_json(video.with_suffix(".json"))
-    sheet = np.array(labels["sheet"] or np.zeros(len(crops)), bool)
-    return LabelledSequence(about.name, about.motion, crops, np.array(labels["near_miss"], bool), sheet, video)
+    occluder = np.array(labels["sheet"] or np.zeros(len(crops)), bool)
+    return LabelledSequence(about.name, about.motion, crops, np.array(labels["near_miss"], bool), occluder, video)
 
 
 def take_crops(recording: Recording) -> CropSequence:

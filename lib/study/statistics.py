@@ -1,4 +1,4 @@
-"""Uncertainty: every metric of the study is a mean over hand-frames, and its interval comes from the sequences.
+"""Uncertainty: every metric of the study is a mean over hand instances, and its interval comes from the sequences.
 
 Frames of a sequence resemble each other, so what is drawn again and again, with replacement, is sequences.
 """

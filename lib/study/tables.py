@@ -15,6 +15,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from lib.metrics import Keypoints, Valid, landmark_accelerations, landmark_errors
+from lib.study import paper
 from lib.study.experiments import RELEASED_RUNS, REPEATED, experiment_and_seed
 from lib.study.pinch_detection import precision_and_recall
 from lib.study.predictions import AllPredictions, Predictions
@@ -53,31 +54,6 @@ MAIN_PROTOCOLS = ("separate_hand", "hand_hand")
 CASES = tuple((s, p) for s in ("known", "unknown") for p in MAIN_PROTOCOLS)
 """Skeleton and protocol of the columns of the paper's Table 3."""
 
-PAPER_TABLE_2 = {
-    "no_ftl": ("L_pose", 49.8, 6.29),
-    "no_skeleton_encoder": ("L_pose", 13.4, 4.07),
-    "no_temporal": ("L_pose", 9.5, 5.10),
-    "no_temporal_temporal_loss": ("L_pose + L_temp", 10.2, 4.39),
-    "full": ("L_pose", 9.3, 3.52),
-    "full_one_euro": ("L_pose", 10.1, 2.67),
-    "full_temporal_loss": ("L_pose + L_temp", 9.4, 2.61),
-}
-"""Losses, MPJPE, MPJPA. Source: Table 2; the text of §5.2 says 10.0 instead of 10.2."""
-PAPER_TABLE_3 = {
-    BASELINE: ((9.9, 3.48), (10.8, 3.33), (12.9, 3.46), (13.6, 3.33)),
-    TEMPORAL: ((9.4, 2.61), (10.5, 2.73), (11.2, 2.57), (12.0, 2.69)),
-    WITH_PINCH: ((9.4, 2.65), (10.6, 2.68), (11.4, 2.60), (12.2, 2.65)),
-}
-"""MPJPE and MPJPA for `CASES`. Source: Table 3; the text of §5.3 says 2.68 instead of 2.73."""
-OFFICIAL_TABLE_3 = {
-    BASELINE: ((9.9, 4.63), (10.8, 4.09), (12.9, 4.67), (13.6, 4.17)),
-    TEMPORAL: ((None, None),) * 4,
-    WITH_PINCH: ((9.4, 3.92), (10.6, 3.47), (10.0, 3.86), (10.9, 3.44)),
-}
-"""As corrected on the page of the paper's authors, whose one model has the MPJPE of the paper's row with L_pinch."""
-PAPER_TABLE_4 = {BASELINE: (96.5, 95.0), TEMPORAL: (92.2, 90.8), WITH_PINCH: (97.3, 97.3)}
-"""Precision and recall, percent. Source: Table 4."""
-
 
 def measure(predictions: AllPredictions) -> dict[Cell, Pooled]:
     """Every cell of Tables 2 to 4, from the predictions of the experiments, `full_one_euro` and `multistage`.
@@ -86,7 +62,7 @@ def measure(predictions: AllPredictions) -> dict[Cell, Pooled]:
     predictions of `multistage` its cells are missing, and with them its rows and claims.
     """
     cells = {}
-    for row in PAPER_TABLE_2:
+    for row in paper.TABLE_2:
         separate = predictions[row, "known"].only(protocol="separate_hand")
         cells[Cell(ABLATION, row, MPJPE)], cells[Cell(ABLATION, row, MPJPA)] = separate.errors(), separate.jitter()
     for method in methods_of(predictions):
@@ -112,7 +88,7 @@ def ablation_table(cells: Cells) -> pd.DataFrame:
     rows = [
         {"model": row, "losses": losses, **_ours(cells, (MPJPE, MPJPA), table=ABLATION, method=row)}
         | {f"{MPJPE}_paper": error, f"{MPJPA}_paper": jitter}
-        for row, (losses, error, jitter) in PAPER_TABLE_2.items()
+        for row, (losses, error, jitter) in paper.TABLE_2.items()
     ]
     return pd.DataFrame(rows)
 
@@ -121,13 +97,13 @@ def multistage_table(cells: Cells) -> pd.DataFrame:
     """Table 3, with the paper's numbers and its authors' corrected ones."""
     rows = []
     for method in _rows_of(cells):
-        printed = zip(CASES, PAPER_TABLE_3[method], OFFICIAL_TABLE_3[method], strict=True)
-        for (skeleton, protocol), paper, official in printed:
+        printed = zip(CASES, paper.TABLE_3[method], paper.CORRECTED_TABLE_3[method], strict=True)
+        for (skeleton, protocol), theirs, corrected in printed:
             case = {"method": method, "skeleton": skeleton, "protocol": protocol}
             ours = _ours(cells, (MPJPE, MPJPA), table=MULTISTAGE, **case)
-            theirs = {f"{m}_paper": v for m, v in zip(ours, paper, strict=True)}
-            theirs |= {f"{m}_official": v for m, v in zip(ours, official, strict=True)}
-            rows.append(case | ours | theirs)
+            beside = {f"{m}_paper": v for m, v in zip(ours, theirs, strict=True)}
+            beside |= {f"{m}_official": v for m, v in zip(ours, corrected, strict=True)}
+            rows.append(case | ours | beside)
     return pd.DataFrame(rows)
 
 
@@ -146,8 +122,8 @@ def pinch_table(cells: Cells) -> pd.DataFrame:
     rows = []
     for method in _rows_of(cells):
         ours = _ours(cells, ("precision_percent", "recall_percent"), table=PINCH, method=method)
-        paper = PAPER_TABLE_4[method]
-        rows.append({"method": method} | ours | {f"{m}_paper": v for m, v in zip(ours, paper, strict=True)})
+        theirs = {f"{m}_paper": v for m, v in zip(ours, paper.TABLE_4[method], strict=True)}
+        rows.append({"method": method} | ours | theirs)
     return pd.DataFrame(rows)
 
 
@@ -181,12 +157,12 @@ def smoothing_table(predictions: AllPredictions, clip_frames: int) -> pd.DataFra
 
     Separate hands, known skeletons. Columns: model, mpjpe_mm, early_mpjpe_mm (of a recording's first `clip_frames`),
     mpjpa_mm_per_frame2, and the changes in percent with 95 % intervals (`_percent`, `_low`, `_high`): of `error`, of
-    `jitter`, and of its `excess` over that of the true hands (row `truth`).
+    `jitter`, and of its `excess` over that of the true hands (row `ground_truth`).
     """
     separate = {name: predictions[name, "known"].only(protocol="separate_hand") for name in ("full", *SMOOTHED)}
     full_error, full_jitter = separate["full"].errors(), separate["full"].jitter()
-    true_jitter = separate["full"].of_the_truth().jitter()
-    rows = [{"model": "truth", MPJPE: 0.0, "early_mpjpe_mm": 0.0, MPJPA: true_jitter.mean}]
+    true_jitter = separate["full"].ground_truth().jitter()
+    rows = [{"model": "ground_truth", MPJPE: 0.0, "early_mpjpe_mm": 0.0, MPJPA: true_jitter.mean}]
     for model, made in separate.items():
         error, jitter, early = made.errors(), made.jitter(), made.first_frames(clip_frames).errors()
         row = {"model": model, MPJPE: error.mean, "early_mpjpe_mm": early.mean, MPJPA: jitter.mean}
@@ -202,7 +178,7 @@ def smoothing_table(predictions: AllPredictions, clip_frames: int) -> pd.DataFra
 def smoothing_by_motion_table(predictions: AllPredictions) -> pd.DataFrame:
     """What L_temp at the paper's weight, and the filter tuned to its jitter, change in `full` as hands move faster.
 
-    Separate hands, known skeletons; hand-frames in quarters of how much the true landmarks accelerate (their mean is
+    Separate hands, known skeletons; hand instances in quarters of how much the true landmarks accelerate (their mean is
     `true_mpjpa`, mm/frame²). Columns: quarter, model, true_mpjpa, mpjpe_mm, mpjpa_mm_per_frame2, and the changes of
     `error` and `jitter` as in `smoothing_table`.
     """
@@ -231,7 +207,7 @@ def smoothing_by_motion_table(predictions: AllPredictions) -> pd.DataFrame:
 
 
 def _over(chosen: Sequence[np.ndarray], values: Sequence[np.ndarray]) -> Pooled:
-    """The mean over the chosen hand-frames of each sequence."""
+    """The mean over the chosen hand instances of each sequence."""
     return Pooled.of([value[frames] for value, frames in zip(values, chosen, strict=True)])
 
 

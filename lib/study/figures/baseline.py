@@ -24,7 +24,7 @@ NETWORK_NAMES = {"keynet": "given expected\nkeypoints", "keynet_image_only": "im
 
 
 def most_hidden(sequences: Sequence[LabelledSequence]) -> tuple[LabelledSequence, int]:
-    """The sequence, and the hand in it, that is looked for longest while a sheet passes."""
+    """The sequence, and the hand in it, that is looked for longest while an occluder passes."""
     return max(
         ((sequence, hand) for sequence in sequences for hand in range(HANDS)),
         key=lambda case: len(_hidden_frames(*case)),
@@ -32,18 +32,18 @@ def most_hidden(sequences: Sequence[LabelledSequence]) -> tuple[LabelledSequence
 
 
 def _hidden_frames(sequence: LabelledSequence, hand: int) -> Int[np.ndarray, "frames"]:
-    return np.flatnonzero(sequence.sheet & (sequence.crops.views[:, hand] > 0))
+    return np.flatnonzero(sequence.occluder & (sequence.crops.views[:, hand] > 0))
 
 
 def keypoints_figure(
     sequence: LabelledSequence, hand: int, networks: Mapping[str, KeypointSource], columns: int = 7
 ) -> Figure:
-    """Crops of a hand around the passage of a sheet, and the keypoints that each network sees while it tracks them.
+    """Crops of a hand around the passage of an occluder, and the keypoints that each network sees while it tracks them.
 
-    A row for each network; the truth is green.
+    A row for each network; the ground truth is green.
     """
     hidden = _hidden_frames(sequence, hand)
-    frames = np.linspace(hidden[0] - 4, hidden[-1] + 4, columns).round().astype(int).clip(0, len(sequence.sheet) - 1)
+    frames = np.linspace(hidden[0] - 4, hidden[-1] + 4, columns).round().astype(int).clip(0, len(sequence.occluder) - 1)
     size = (PAGE_WIDTH, len(networks) * PAGE_WIDTH / columns)
     figure, grid = plt.subplots(len(networks), columns, figsize=size, squeeze=False)
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
@@ -66,19 +66,19 @@ def _seen(
     """The first crop of a hand in some frames, its true keypoints, and those that are seen while it is tracked."""
     pictures = {}
 
-    def remember(request: KeypointRequest, seen: Keypoints, truth: Keypoints) -> None:
+    def remember(request: KeypointRequest, seen: Keypoints, true: Keypoints) -> None:
         crops = (request.hand == hand).nonzero()[:, 0].tolist()
         if request.frame in frames and crops:
-            pictures[request.frame] = request.images[crops[0], 0], truth.pixels[crops[0]], seen.pixels[crops[0]]
+            pictures[request.frame] = request.images[crops[0], 0], true.pixels[crops[0]], seen.pixels[crops[0]]
 
     cached = CachedRecording.of(sequence.crops, sequence.video)
     MultistageTracker(observed(source, remember)).track_all([cached], [cached.recording.hand_model])
     return pictures
 
 
-def _draw(axes: Axes, picture: Float[Tensor, "96 96"], truth: Tensor, seen: Tensor) -> None:
+def _draw(axes: Axes, picture: Float[Tensor, "96 96"], true: Tensor, seen: Tensor) -> None:
     axes.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1)
-    for pixels, color in ((truth, TRUE_COLOR), (seen, TRACKED_COLOR)):
+    for pixels, color in ((true, TRUE_COLOR), (seen, TRACKED_COLOR)):
         for edge in SKELETON_EDGES:
             axes.plot(*pixels[list(edge)].numpy().T, color=color, lw=1.0, solid_capstyle="round")
     axes.set(xlim=(-0.5, 95.5), ylim=(95.5, -0.5))

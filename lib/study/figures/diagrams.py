@@ -164,15 +164,12 @@ def loss_figure(batch: ClipBatch, predicted: Float[Tensor, "hands 21 3"], true: 
     return figure
 
 
-def augmentation_sheet(
-    source: ClipSource, clip: Int[Tensor, "2"], augmentation: Augmentation, columns: int = 8, rows: int = 2
-) -> Figure:
+def augmentation_sheet(source: ClipSource, clip: Int[Tensor, "2"], augmentation: Augmentation) -> Figure:
     """One crop as it is cached (first), then under random cameras, with its true landmarks."""
-    cells = rows * columns
-    figure, grid = plt.subplots(rows, columns, figsize=(PAGE_WIDTH, 0.98 * rows))
+    figure, grid = plt.subplots(2, 8, figsize=(PAGE_WIDTH, 1.96))
     for seed, axes in enumerate(grid.flat):
         drawn = augmentation if seed else NO_AUGMENTATION
-        batch = source.batch(clip[None], 1, drawn, torch.Generator().manual_seed(seed % cells))
+        batch = source.batch(clip[None], 1, drawn, torch.Generator().manual_seed(seed))
         _show_crop(axes, batch.crops, 0)
         _draw_hand(axes, _crop_camera(batch.crops, 0).project(batch.landmarks()[0]), TRUE_COLOR)
     return figure

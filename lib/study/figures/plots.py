@@ -72,11 +72,11 @@ def pck_figure(predictions: AllPredictions) -> Figure:
                 axes.plot(PCK_THRESHOLDS_MM, curve, style, color=METHOD_COLORS[method], lw=1.2, label=label)
         axes.set(title=title, xlabel="threshold on the mean landmark error (mm)", xlim=(0, 50), ylim=(0, 100))
         axes.legend(title="AUC (%)", loc="lower right", frameon=False)
-    grid[0].set_ylabel("hand-frames below the threshold (%)")
+    grid[0].set_ylabel("hand instances below the threshold (%)")
     return figure
 
 
-def training_figure(logs: Mapping[str, pd.DataFrame], second_phase: int, metric: str = "known_mpjpe_mm") -> Figure:
+def training_figure(logs: Mapping[str, pd.DataFrame], second_phase: int) -> Figure:
     """The error on validation users and, faint, on training users, over the steps, of `curve.csv` files.
 
     Left the whole training, right what follows the step at which the second phase begins. Runs with other seeds are
@@ -86,16 +86,16 @@ def training_figure(logs: Mapping[str, pd.DataFrame], second_phase: int, metric:
     figure, (whole, end) = plt.subplots(1, 2, figsize=(PAGE_WIDTH, 3.0))
     for order, (run, log) in enumerate(logs.items()):
         name, seed = experiment_and_seed(run)
-        if seed or metric not in log:  # the baseline's networks are judged otherwise
+        if seed or "known_mpjpe_mm" not in log:  # the baseline's networks are judged otherwise
             continue
         color, dashes = METHOD_COLORS.get(name, "0.3"), "--" if name in _DASHED else "-"
         style = {"linestyle": dashes, "zorder": 3 - order / len(logs)}  # of those that share a phase the first is seen
         faint = 0.6 + 0.4 * np.array(to_rgb(color))  # not by alpha: those that lie on each other would add up
         for axes, part in ((whole, log), (end, log[log.step >= second_phase])):
-            train, validation = (part.dropna(subset=f"{users}_{metric}") for users in ("train", "validation"))
-            axes.plot(train.step, train[f"train_{metric}"], lw=0.8, color=faint, **style)
+            train, validation = (part.dropna(subset=f"{users}_known_mpjpe_mm") for users in ("train", "validation"))
+            axes.plot(train.step, train.train_known_mpjpe_mm, lw=0.8, color=faint, **style)
             label = METHOD_NAMES.get(name, name)
-            axes.plot(validation.step, validation[f"validation_{metric}"], lw=1.2, color=color, label=label, **style)
+            axes.plot(validation.step, validation.validation_known_mpjpe_mm, lw=1.2, color=color, label=label, **style)
     whole.axvline(second_phase, color="0.4", lw=0.7, ls=":")
     whole.set(title="whole training (dotted: second phase begins)", ylabel="MPJPE, regressor K (mm)")
     end.set(title="second phase", ylim=_around_most(end))
@@ -126,7 +126,7 @@ def pinch_distance_figure(methods: Sequence[Predictions], sequence: str, hand: i
         name = predictions.method
         axes.plot(seconds(distance), distance, color=METHOD_COLORS[name], lw=1.1, label=METHOD_NAMES[name])
     distance = with_gaps(pinch_distance(tracked.gt_keypoints)[hand], tracked.valid[hand])
-    axes.plot(seconds(distance), distance, color="black", lw=0.9, label="truth")
+    axes.plot(seconds(distance), distance, color="black", lw=0.9, label="ground truth")
     axes.axhline(THRESHOLD_MM, color="0.4", lw=0.7, ls=":", label="threshold")
     shade(axes, tracked.pinch[hand], "labelled pinch")
     axes.set(xlabel="time (s)", ylabel="thumb tip to index tip (mm)", ylim=(0, None), xlim=(0, seconds(distance)[-1]))
@@ -167,22 +167,26 @@ def jitter_figure(reference: Predictions, methods: Sequence[Predictions]) -> Fig
     return figure
 
 
-def error_spectrum(predictions: Predictions, window: int = 30) -> tuple[np.ndarray, np.ndarray]:
+WINDOW = 30
+"""Frames whose spectrum is taken at once."""
+
+
+def error_spectrum(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
     """Frequencies in Hz, and the mean power spectral density of a landmark's error in mm²/Hz (Welch), without its mean.
 
-    Over every stretch of `window` or more frames in which a hand is tracked. Raises InputError if there is none.
+    Over every stretch of `WINDOW` or more frames in which a hand is tracked. Raises InputError if there is none.
     """
     spectra, weights = [], []
     for sequence in predictions.sequences:
         error = sequence.tracked_keypoints - sequence.gt_keypoints
         for hand, valid in enumerate(sequence.valid):
             for start, end in stretches(valid):
-                if end - start >= window:
-                    frequency, power = welch(error[hand, start:end], FRAMES_PER_SECOND, nperseg=window, axis=0)
+                if end - start >= WINDOW:
+                    frequency, power = welch(error[hand, start:end], FRAMES_PER_SECOND, nperseg=WINDOW, axis=0)
                     spectra.append(power.sum(axis=-1).mean(axis=-1))
                     weights.append(end - start)
     if not spectra:
-        raise InputError(f"{predictions.method} tracks no hand through {window} frames: there is no spectrum to draw")
+        raise InputError(f"{predictions.method} tracks no hand through {WINDOW} frames: there is no spectrum to draw")
     return frequency, np.average(spectra, axis=0, weights=weights)
 
 

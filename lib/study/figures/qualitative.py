@@ -29,9 +29,9 @@ from lib.study.predictions import AllPredictions, Predictions, TrackedSequence
 PICTURE_SIZE = 240
 
 
-def qualitative_figure(predictions: Predictions, data_folder: Path, columns: int = 8, seed: int = 0) -> Figure:
+def qualitative_figure(predictions: Predictions, data_folder: Path, columns: int = 8) -> Figure:
     """Figure 5: randomly drawn pictures of separate hands and, below, of two hands together, tracked and plain."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     figure, grid = plt.subplots(4, columns, figsize=(PAGE_WIDTH, 4 * PAGE_WIDTH / columns))
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
     for rows, protocol in zip((grid[:2], grid[2:]), ("separate_hand", "hand_hand"), strict=True):
@@ -47,7 +47,7 @@ def qualitative_figure(predictions: Predictions, data_folder: Path, columns: int
 
 
 def occlusion_figure(predictions: AllPredictions, data_folder: Path, sequence: str | None = None) -> Figure:
-    """Figure 6: a hand behind a sheet, tracked with and without the temporal module; green is where it is.
+    """Figure 6: a hand behind an occluder, tracked with and without the temporal module; green is where it is.
 
     Pictures and the error over time are those of one sequence, by default the one in which the temporal module helps
     most; the last panel is the mean over all occlusion sequences around the middle of each passage.
@@ -56,8 +56,8 @@ def occlusion_figure(predictions: AllPredictions, data_folder: Path, sequence: s
     gains = {(s.name, hand): _gain(s, named(without, s.name), hand) for s in with_module.sequences for hand in range(2)}
     best, hand = max((case for case in gains if sequence in (None, case[0])), key=gains.get)
     pair = [named(predicted, best) for predicted in (with_module, without)]
-    first, last = np.flatnonzero(pair[0].sheet)[[0, -1]]
-    frames = np.linspace(first - 5, last + 5, 5).round().astype(int).clip(0, len(pair[0].sheet) - 1)
+    first, last = np.flatnonzero(pair[0].occluder)[[0, -1]]
+    frames = np.linspace(first - 5, last + 5, 5).round().astype(int).clip(0, len(pair[0].occluder) - 1)
     figure = plt.figure(figsize=(PAGE_WIDTH, 4.7))
     upper, lower = figure.add_gridspec(2, 1, height_ratios=(2.0, 1.0))
     _occlusion_pictures(figure, upper, pair, read_recording(video_of(data_folder, best)), frames.tolist(), hand)
@@ -67,8 +67,8 @@ def occlusion_figure(predictions: AllPredictions, data_folder: Path, sequence: s
         left.plot(seconds(error), error, color=color, lw=1.2, label=METHOD_NAMES[method])
         right.plot(*_around_passage(predicted), color=color, lw=1.2)
     left.plot(seconds(error)[frames], np.zeros(5), "^", color="black", ms=4, clip_on=False, label="times of the images")
-    shade(left, pair[0].sheet, "sheet passes")
-    left.plot([], [], color=TRUE_COLOR, lw=1.2, label="truth (in the images)")
+    shade(left, pair[0].occluder, "occluder passes")
+    left.plot([], [], color=TRUE_COLOR, lw=1.2, label="ground truth (in the images)")
     left.set(title="the hand above", xlabel="time (s)", ylabel="error (mm)", ylim=(0, None))
     count = len(with_module.sequences)
     right.set(title=f"mean of {count} recordings", xlabel="time from the middle of the passage (s)", ylim=(0, None))
@@ -159,16 +159,16 @@ def video_of(data_folder: Path, name: str) -> Path:
 
 
 def _gain(with_module: TrackedSequence, without: TrackedSequence, hand: int) -> float:
-    """How much larger the error of a hand is without the module, summed over the frames of the sheet; mm."""
+    """How much larger the error of a hand is without the module, summed over the frames of the occluder; mm."""
     gain = error_over_time(without, hand) - error_over_time(with_module, hand)
-    return float(np.nansum(gain[with_module.sheet]))
+    return float(np.nansum(gain[with_module.occluder]))
 
 
-def _around_passage(predictions: Predictions, reach: int = 30) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds from the middle of a sheet's passage, and the mean error of all hands then."""
-    errors = []
+def _around_passage(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds from the middle of an occluder's passage, and the mean error of all hands then."""
+    errors, reach = [], 30
     for sequence in predictions.sequences:
-        middle = int(np.flatnonzero(sequence.sheet).mean())
+        middle = int(np.flatnonzero(sequence.occluder).mean())
         for hand in range(2):
             padded = np.pad(error_over_time(sequence, hand), reach, constant_values=np.nan)
             errors.append(padded[middle : middle + 2 * reach + 1])

@@ -102,14 +102,13 @@ def square_crop(
     mounting_angle: float,
     mirror: bool,
     size: int,
-    margin: float = 1.2,
 ) -> UInt8[np.ndarray, "size size"]:
-    """The square around pixels, enlarged by `margin`: the crop of earlier work that Figure 3 compares with.
+    """The square around pixels, enlarged by a fifth: the crop of earlier work that Figure 3 compares with.
 
     Turned upright by the mounting angle of the camera (rad), and mirrored, as the perspective crop is.
     """
     low, high = pixels.amin(dim=0), pixels.amax(dim=0)
-    scale = margin * float((high - low).max()) / size
+    scale = 1.2 * float((high - low).max()) / size
     cosine, sine = np.cos(mounting_angle), np.sin(mounting_angle)
     picture_from_crop = scale * np.array([[cosine, -sine], [sine, cosine]]) @ np.diag([-1.0 if mirror else 1.0, 1.0])
     offset = ((low + high) / 2).numpy() - picture_from_crop @ np.full(2, (size - 1) / 2)
@@ -117,10 +116,10 @@ def square_crop(
     return cv2.warpAffine(picture, inverse_map, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
 
 
-def crop_outline(source: PosedCamera, crop: PosedCamera, samples: int = 24) -> Float[np.ndarray, "points 2"]:
+def crop_outline(source: PosedCamera, crop: PosedCamera) -> Float[np.ndarray, "points 2"]:
     """The border of a crop in the pixels of its source camera: curved, because the lens bends straight lines."""
     size = crop.camera.width
-    side = torch.linspace(-0.5, size - 0.5, samples, dtype=torch.float64)
+    side = torch.linspace(-0.5, size - 0.5, 24, dtype=torch.float64)
     low, high = torch.full_like(side, -0.5), torch.full_like(side, size - 0.5)
     border = torch.cat(
         [torch.stack(p, dim=-1) for p in ((side, low), (high, side), (side.flip(0), high), (low, side.flip(0)))]
@@ -138,11 +137,11 @@ def draw_crop_outline(axes: Axes, source: PosedCamera, crop: PosedCamera, hand: 
     axes.plot(*source.camera.project(axis).numpy(), "+", color=HAND_COLORS[hand], markersize=5)
 
 
-def draw_landmarks(axes: Axes, pixels: Float[Tensor, "21 2"], hand: int, linewidth: float = 0.8) -> None:
+def draw_landmarks(axes: Axes, pixels: Float[Tensor, "21 2"], hand: int) -> None:
     """The hand's skeleton in pixels."""
     points = pixels.numpy()
     for start, end in SKELETON_EDGES:
-        axes.plot(*points[[start, end]].T, color=HAND_COLORS[hand], linewidth=linewidth, solid_capstyle="round")
+        axes.plot(*points[[start, end]].T, color=HAND_COLORS[hand], linewidth=0.8, solid_capstyle="round")
 
 
 def draw_frustum(axes: Axes, camera: PosedCamera, depth: float, color: str, corners: Float[Tensor, "4 2"]) -> None:
