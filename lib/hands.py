@@ -157,6 +157,59 @@ class PosedHands:
         return self.model.landmarks(self.joint_angles, self.wrists)
 
 
+@dataclass(frozen=True)
+class HandPoses:
+    """The poses of both hands in every frame (rad, m), and the hand that they pose.
+
+    `world_from_wrist` is stored unmirrored: pose the right hand through `for_hand`. `confidence` is zero where a
+    hand was not found, and its pose means nothing there. The baseline's is the mean confidence of the keypoints; the
+    end-to-end network tells none, and has 1.
+    """
+
+    model: HandModel
+    joint_angles: Float[Tensor, "2 frames 22"]
+    world_from_wrist: Float[Tensor, "2 frames 4 4"]
+    confidence: Float[Tensor, "2 frames"]
+
+    @staticmethod
+    def untracked(model: HandModel, frames: int) -> HandPoses:
+        """Neither hand is found in any frame."""
+        return HandPoses(
+            model.to("cpu", torch.float64),
+            torch.zeros(HANDS, frames, NUM_JOINTS).double(),
+            torch.eye(4).double().repeat(HANDS, frames, 1, 1),
+            torch.zeros(HANDS, frames).double(),
+        )
+
+    def put(
+        self,
+        frame: int,
+        hands: Int[Tensor, "tracked"],
+        joint_angles: Float[Tensor, "tracked 22"],
+        world_from_wrist: Float[Tensor, "tracked 4 4"],
+        confidence: Float[Tensor, "tracked"] | float = 1.0,
+    ) -> None:
+        """Write down the hands that are found in a frame; a pose that is not finite is none."""
+        finite = joint_angles.isfinite().all(-1) & world_from_wrist.isfinite().flatten(1).all(-1)
+        finite, kept = finite.cpu(), hands.cpu()[finite.cpu()]
+        self.joint_angles[kept, frame] = joint_angles.double().cpu()[finite]
+        self.world_from_wrist[kept, frame] = world_from_wrist.double().cpu()[finite]
+        self.confidence[kept, frame] = torch.as_tensor(confidence).double().cpu().expand(len(hands))[finite]
+
+    @property
+    def wrists(self) -> Float[Tensor, "2 frames 4 4"]:
+        """The wrist transforms that pose the left model as either hand."""
+        return for_hand(self.world_from_wrist, torch.arange(HANDS)[:, None].expand(self.confidence.shape))
+
+    def landmarks(self) -> Float[Tensor, "2 frames 21 3"]:
+        """All landmarks, metres in the world."""
+        return self.model.landmarks(self.joint_angles, self.wrists)
+
+    def mesh(self, hand: int, frame: int) -> tuple[Float[Tensor, "vertices 3"], Int[Tensor, "triangles 3"]]:
+        """The mesh of one hand in one frame, metres in the world. Raises ValueError if the hand model carries none."""
+        return self.model.mesh(self.joint_angles[hand, frame], self.wrists[hand, frame]), self.model.triangles(hand)
+
+
 def skin(points: Float[Tensor, "*#batch points 3"], bone_weights: Float[Tensor, "points 17"], bones: Tensor) -> Tensor:
     """Linear blend skinning of rest-hand points by the bones (*batch, 17, 4, 4); (*batch, points, 3)."""
     blended = (bone_weights @ bones.flatten(-2)[..., :12]).unflatten(-1, (3, 4))

@@ -6,11 +6,12 @@ As in the published evaluation the crops come from the labelled pose; a hand is 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,8 +21,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lib.crops import Crops, make_crops
 from lib.errors import InputError
-from lib.files import MM, save_arrays
-from lib.hands import HANDS, NUM_LANDMARKS, HandModel, for_hand
+from lib.files import BROKEN_ARRAYS, MM, check_shapes, load_arrays, save_arrays
+from lib.formats.hand_files import hand_from_json, hand_to_json
+from lib.hands import HANDS, NUM_JOINTS, NUM_LANDMARKS, HandModel, HandPoses, for_hand
 from lib.network import Features, HandPrediction, TemporalState, UmeTrack
 from lib.recordings import Recording
 
@@ -34,13 +36,16 @@ class Tracks:
     """Tracked and true landmarks of a recording, mm in the world; zero where `valid_tracking` is False.
 
     True ones are NaN where a hand was tracked that has no label or hand model. `scale` is the calibrated factor of the
-    generic hand, None for a known skeleton.
+    generic hand, None for a known skeleton. `poses` are those behind the landmarks, and `labelled`
+    tells which hands have labels, where that is kept.
     """
 
     tracked_keypoints: Float[np.ndarray, "2 frames 21 3"]
     gt_keypoints: Float[np.ndarray, "2 frames 21 3"]
     valid_tracking: Bool[np.ndarray, "2 frames"]
     scale: float | None = None
+    poses: HandPoses | None = None
+    labelled: Bool[np.ndarray, "2 frames"] | None = None
 
     @property
     def evaluated(self) -> Bool[np.ndarray, "2 frames"]:
@@ -52,19 +57,61 @@ class Tracks:
         tracked_mm: Float[np.ndarray, "2 frames 21 3"],
         true_mm: Float[np.ndarray, "2 frames 21 3"],
         found: Bool[np.ndarray, "2 frames"],
+        poses: HandPoses | None = None,
     ) -> Tracks:
-        """The tracks of hands that were found; a pose that is not finite is none."""
+        """The tracks of hands that were found; landmarks that are not finite are none."""
         valid = found & np.isfinite(tracked_mm).all(axis=(-2, -1))
         shown = valid[..., None, None]
-        return Tracks(np.where(shown, tracked_mm, 0.0), np.where(shown, true_mm, 0.0), valid)
+        tracked, true = (np.where(shown, keypoints, 0.0) for keypoints in (tracked_mm, true_mm))
+        return Tracks(tracked, true, valid, poses=poses, labelled=np.isfinite(true_mm).all(axis=(-2, -1)))
 
-    def save(self, path: Path) -> None:
-        """Write an .npz with one array per field, under its final name only when complete."""
-        arrays = {"tracked_keypoints": self.tracked_keypoints, "gt_keypoints": self.gt_keypoints}
+    @staticmethod
+    def of_poses(poses: HandPoses, true_mm: Float[np.ndarray, "2 frames 21 3"]) -> Tracks:
+        """The tracks of posed hands."""
+        return Tracks.of(poses.landmarks().numpy() * MM, true_mm, poses.confidence.numpy() > 0, poses)
+
+    def arrays(self, frames_per_second: float) -> dict[str, np.ndarray]:
+        """All that is known, by the names of the .npz file: mm and rad, as the public files have them."""
+        arrays: dict[str, Any] = {"tracked_keypoints": self.tracked_keypoints, "gt_keypoints": self.gt_keypoints}
         arrays["valid_tracking"] = self.valid_tracking
+        arrays["timestamps"] = np.arange(self.valid_tracking.shape[1]) / frames_per_second
+        if self.labelled is not None:
+            arrays["labelled"] = self.labelled
         if self.scale is not None:
             arrays["scale"] = np.float64(self.scale)
-        save_arrays(path, arrays)
+        if self.poses is not None:
+            wrists = self.poses.world_from_wrist.clone()
+            wrists[..., :3, 3] *= MM
+            arrays |= {"joint_angles": self.poses.joint_angles.numpy(), "world_from_wrist": wrists.numpy()}
+            arrays["confidence"] = np.where(self.valid_tracking, self.poses.confidence.numpy(), 0.0)
+            arrays["hand_model"] = np.array(json.dumps(hand_to_json(self.poses.model)))
+        return arrays
+
+    def save(self, path: Path, frames_per_second: float, made_from: str | None = None) -> None:
+        """Write an .npz of `arrays`, and what it is made from, under its final name only when complete."""
+        about = {} if made_from is None else {"made_from": np.array(made_from)}
+        save_arrays(path, self.arrays(frames_per_second) | about)
+
+
+def read_tracks(path: Path) -> Tracks:
+    """The tracks of an .npz file. Raises InputError if it is none, or was written without poses."""
+    try:
+        stored = load_arrays(path)
+        frames = stored["confidence"].shape[-1]
+        points = (np.float64, HANDS, frames, NUM_LANDMARKS, 3)
+        shapes = {"joint_angles": (np.float64, HANDS, frames, NUM_JOINTS), "confidence": (np.float64, HANDS, frames)}
+        check_shapes(
+            stored, shapes | {"world_from_wrist": (np.float64, HANDS, frames, 4, 4), "tracked_keypoints": points}
+        )
+        model = hand_from_json(json.loads(str(stored["hand_model"])))
+    except BROKEN_ARRAYS as error:
+        raise InputError(f"{path} is not a file of tracked hands with their poses: {error}") from error
+    wrists = torch.from_numpy(stored["world_from_wrist"])
+    wrists[..., :3, 3] /= MM
+    poses = HandPoses(model, torch.from_numpy(stored["joint_angles"]), wrists, torch.from_numpy(stored["confidence"]))
+    scale = float(stored["scale"]) if "scale" in stored else None
+    names = ("tracked_keypoints", "gt_keypoints", "valid_tracking")
+    return Tracks(*(stored[name] for name in names), scale=scale, poses=poses, labelled=stored.get("labelled"))
 
 
 def prepare_for_inference(network: Network) -> Network:
@@ -116,15 +163,10 @@ class Tracker:
 
     def track_known(self, recording: Recording, model: HandModel) -> Tracks:
         """Track with a known skeleton, `model` (the recording's own, or a calibrated one)."""
-        tracked = np.zeros((HANDS, len(recording), 21, 3))
-        valid = np.zeros((HANDS, len(recording)), bool)
+        poses = HandPoses.untracked(model, len(recording))
         for frame, hands, _, prediction in self._run(recording, model, self._predict_known(model), min_views=1):
-            landmarks = model.landmarks(
-                prediction.joint_angles.double().cpu(), for_hand(prediction.world_from_wrist.double().cpu(), hands)
-            )
-            tracked[hands, frame] = landmarks.numpy() * MM
-            valid[hands, frame] = True
-        return Tracks.of(tracked, true_keypoints(recording), valid)
+            poses.put(frame, hands, prediction.joint_angles, prediction.world_from_wrist)
+        return Tracks.of_poses(poses, true_keypoints(recording))
 
     def calibrate_scale(self, recording: Recording, generic: HandModel, samples: int = CALIBRATION_SAMPLES) -> float:
         """The mean of the first `samples` scale predictions of regressor U, over hands that two cameras see.

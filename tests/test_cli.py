@@ -53,11 +53,10 @@ def test_track(files, results, capsys, skeleton):
     assert [path.name for path in results.iterdir()] == ["tracks.npz"]
     with np.load(results / "tracks.npz", allow_pickle=False) as stored:
         tracks = dict(stored)
-    shapes = {
-        "tracked_keypoints": (2, FRAMES, 21, 3),
-        "gt_keypoints": (2, FRAMES, 21, 3),
-        "valid_tracking": (2, FRAMES),
-    }
+    shapes = dict.fromkeys(("tracked_keypoints", "gt_keypoints"), (2, FRAMES, 21, 3))
+    shapes |= dict.fromkeys(("valid_tracking", "labelled", "confidence"), (2, FRAMES))
+    shapes |= {"joint_angles": (2, FRAMES, 22), "world_from_wrist": (2, FRAMES, 4, 4), "timestamps": (FRAMES,)}
+    shapes["hand_model"] = ()
     if skeleton == "unknown":
         shapes["scale"] = ()
     assert {name: value.shape for name, value in tracks.items()} == shapes

@@ -186,19 +186,6 @@ def test_a_recording_without_a_hand_is_cropped_around_the_generic_one(tiny_track
     assert not tracks.evaluated.any()
 
 
-@pytest.mark.parametrize("scale", [None, 1.25])
-@pytest.mark.parametrize("name", ["tracks.npz", "tracks"])
-def test_tracks_are_saved(tmp_path, rng, scale, name):
-    tracks = Tracks(rng.normal(size=(2, 3, 21, 3)), rng.normal(size=(2, 3, 21, 3)), rng.random((2, 3)) < 0.5, scale)
-    tracks.save(tmp_path / name)
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-    with np.load(tmp_path / name, allow_pickle=False) as stored:
-        expected = {name: value for name, value in vars(tracks).items() if value is not None}
-        assert stored.keys() == expected.keys()
-        for key, value in expected.items():
-            np.testing.assert_array_equal(stored[key], value)
-
-
 def test_overlay_draws_hands_where_they_project(recording):
     """Landmarks in front of a camera are covered with the hand's colour, the rest of the picture stays."""
     camera, landmarks = recording.cameras(0)[1], true_keypoints(recording)[RIGHT, 0] / MM

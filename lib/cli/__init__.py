@@ -7,6 +7,7 @@ import sys
 
 import torch
 
+from lib.cli.evaluate import add_evaluate
 from lib.cli.study import ADD_COMMANDS
 from lib.cli.track import add_track
 from lib.cores import threads_to_use
@@ -20,16 +21,15 @@ def main(arguments: list[str] | None = None) -> int:
     if "device" in options:  # a command that computes here; the others need not wait for the measurement
         torch.set_num_threads(threads_to_use())
     try:
-        options.run(options)
+        return options.run(options) or 0
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lib", description="The UmeTrack study's tools.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_track, *ADD_COMMANDS):
+    for add in (add_track, add_evaluate, *ADD_COMMANDS):
         add(commands)
     return parser

@@ -9,7 +9,7 @@ import torch
 
 from lib.checkpoints import load_network
 from lib.cli.arguments import above_zero, add_device, add_method, add_precision, add_profile, add_workers, positive
-from lib.cli.track import check_trackable, is_multistage, stages
+from lib.cli.track import Method, check_trackable
 from lib.errors import InputError
 from lib.machines import process_group
 from lib.network import UmeTrack
@@ -188,11 +188,13 @@ def benchmark(options: argparse.Namespace) -> None:
         if options.recording is None:
             raise InputError("benchmark tracking needs --recording FILE.mp4")
         recording = read_recording(options.recording)
-        check_trackable(options, recording)
-        if is_multistage(options):
+        check_trackable(recording, options.crops, skeleton="known")
+        if options.method == "multistage":
             if options.weights is None:
                 raise InputError("benchmark tracking --method multistage needs --weights FOLDER")
-            table = benchmark_multistage(recording, *stages(options), options.device, options.repeats)
+            tracker = Method("multistage", options.weights, options.crops, options.device).tracker()
+            stages = tracker.keypoints, tracker.detector
+            table = benchmark_multistage(recording, *stages, options.device, options.repeats)
         else:
             network = load_network(options.weights) if options.weights else UmeTrack()
             table = benchmark_tracking(recording, network, options.device, options.repeats)

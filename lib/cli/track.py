@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from lib.checkpoints import load_network
 from lib.cli.arguments import add_device, add_method, positive
 from lib.errors import InputError
-from lib.files import refuse_overwriting
+from lib.files import refuse_overwriting, sha256_of
 from lib.formats.hand_files import read_hand
-from lib.hands import HandModel
+from lib.formats.tracked_files import FORMATS, write_tracks
 from lib.metrics import auc, mpjpa, mpjpe, pck
 from lib.multistage.networks import detector, keypoint_source
-from lib.multistage.sources import Detector, KeypointSource
 from lib.multistage.tracker import MultistageTracker
 from lib.overlay import write_overlay
 from lib.recordings import Recording, read_recording
@@ -36,6 +39,15 @@ def add_track(commands) -> None:
         help=".safetensors of this project or the published checkpoint; multistage: folder of keynet and detnet",
     )
     command.add_argument("--skeleton", choices=("known", "unknown"), default="known")
+    add_calibration(command)
+    command.add_argument("--output", type=Path, required=True, help="file of poses and keypoints (mm, rad, world)")
+    command.add_argument("--format", choices=FORMATS, default="npz", help="of the output (default: %(default)s)")
+    command.add_argument("--overlay", type=Path, help=".mp4 with the tracked hands drawn on the views")
+    add_device(command)
+
+
+def add_calibration(command: argparse.ArgumentParser) -> None:
+    """Add what the calibration of an unknown skeleton takes."""
     command.add_argument(
         "--generic-hand", type=Path, help="JSON of the hand whose scale is calibrated (default: this study's own)"
     )
@@ -46,37 +58,18 @@ def add_track(commands) -> None:
         metavar="N",
         help="scales that umetrack averages (default: %(default)s)",
     )
-    command.add_argument("--output", type=Path, required=True, help=".npz of tracked and true keypoints (mm, world)")
-    command.add_argument("--overlay", type=Path, help=".mp4 with the tracked hands drawn on the views")
-    add_device(command)
 
 
 def track(options: argparse.Namespace) -> None:
     """Track a recording, save the result, print the metrics."""
+    method = method_of(options)
     refuse_overwriting({"--output": options.output, "--overlay": options.overlay}, _tracked_files(options))
     recording = read_recording(options.recording)
-    check_trackable(options, recording)
-    generic = read_hand(options.generic_hand) if options.generic_hand else generic_hand().to(dtype=torch.float64)
-    if is_multistage(options):
-        tracks = _track_multistage(options, recording, generic)
-    else:
-        tracker = Tracker(load_network(options.weights), options.device)
-        if options.skeleton == "known":
-            tracks = tracker.track_known(recording, recording.hand_model)
-        else:
-            tracks = tracker.track_unknown(recording, generic, options.calibration_samples)
-    if not tracks.valid_tracking.any():
-        raise InputError(f"{options.recording}: nothing was tracked: {_NOTHING[options.crops]}")
-    tracks.save(options.output)
+    tracks = method.track(recording, options.skeleton)
+    write_tracks(tracks, recording, options.output, options.format)
     print(describe(tracks))
     if options.overlay:
         write_overlay(recording, tracks, options.overlay)
-
-
-_NOTHING = {
-    "labelled": "no camera sees 19 of the 21 landmarks of a labelled hand: are they of this recording?",
-    "own": "the detector found no hand whose keypoints are sure enough in any frame",
-}
 
 
 def _tracked_files(options: argparse.Namespace) -> dict[str, Path]:
@@ -91,40 +84,86 @@ def _tracked_files(options: argparse.Namespace) -> dict[str, Path]:
     return {name: path for name, path in files.items() if path is not None}
 
 
-def check_trackable(options: argparse.Namespace, recording: Recording) -> None:
+def method_of(options: argparse.Namespace) -> Method:
+    """The method that is asked for. Raises InputError for crops that it cannot make."""
+    if options.method == "umetrack" and options.crops == "own":
+        raise InputError("--crops own needs --method multistage: the end-to-end tracker has no detector")
+    generic, samples = options.generic_hand, options.calibration_samples
+    return Method(options.method, options.weights, options.crops, options.device, generic, samples)
+
+
+Skeleton = Literal["known", "unknown"]
+VERSION = 1
+"""Raised whenever the same weights and recording no longer give the same tracks."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """What tracks recordings. The weights are a file, those of the baseline a folder with keynet and detnet."""
+
+    name: Literal["umetrack", "multistage"]
+    weights: Path
+    crops: Literal["labelled", "own"] = "labelled"
+    device: str = "cpu"
+    generic: Path | None = None
+    """File of the hand whose scale is calibrated; None: this study's own."""
+    calibration_samples: int = CALIBRATION_SAMPLES
+
+    def tracker(self) -> Tracker | MultistageTracker:
+        """A new tracker. Raises InputError if weights are missing."""
+        if self.name == "umetrack":
+            return Tracker(load_network(self.weights), self.device)
+        detects = detector(self.weights / "detnet.safetensors", self.device) if self.crops == "own" else None
+        return MultistageTracker(keypoint_source(self.weights / "keynet.safetensors", self.device), detects)
+
+    def track(self, recording: Recording, skeleton: Skeleton) -> Tracks:
+        """The tracks of a recording. Raises InputError if nothing can be tracked, and says why."""
+        check_trackable(recording, self.crops, skeleton)
+        tracker = self.tracker()
+        if skeleton == "known":
+            tracks = tracker.track_known(recording, recording.hand_model)
+        else:
+            generic = read_hand(self.generic) if self.generic else generic_hand().to(dtype=torch.float64)
+            samples = (self.calibration_samples,) if self.name == "umetrack" else ()
+            tracks = tracker.track_unknown(recording, generic, *samples)
+        if not tracks.valid_tracking.any():
+            raise InputError(f"{recording.video}: nothing was tracked: {_NOTHING[self.crops]}")
+        return tracks
+
+    def files(self) -> list[Path]:
+        """What it is made of."""
+        names = ("keynet.safetensors", *(("detnet.safetensors",) if self.crops == "own" else ()))
+        weights = [self.weights] if self.name == "umetrack" else [self.weights / name for name in names]
+        return weights + ([self.generic] if self.generic else [])
+
+    def identity(self) -> str:
+        """A hash of all that decides what it finds. Raises InputError if a file is missing."""
+        for path in self.files():
+            if not path.is_file():
+                raise InputError(f"no file {path}: give the weights of {self.name} by --weights")
+        about = [VERSION, self.name, self.crops, self.calibration_samples, *map(sha256_of, self.files())]
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+
+
+_NOTHING = {
+    "labelled": "no camera sees 19 of the 21 landmarks of a labelled hand: are they of this recording?",
+    "own": "the detector found no hand whose keypoints are sure enough in any frame",
+}
+
+
+def check_trackable(recording: Recording, crops: str, skeleton: str) -> None:
     """Raise InputError where nothing can be tracked, which would take long to find out."""
-    labels = options.recording.with_suffix(".json")
+    labels = recording.video.with_suffix(".json")
     if recording.posed is not None and not recording.posed.any():
         raise InputError(f"{labels}: camera_to_world_transforms holds no headset pose, in no frame")
-    if options.crops == "labelled" and not recording.labelled.any():
+    if crops == "labelled" and not recording.labelled.any():
         raise InputError(
             f"{labels} labels no hand: in no frame are its hand_confidences above 0, its wrist_transforms a pose and "
             "its joint_angles numbers. Crops are taken around labelled hands, so track with crops of its own "
             "(--method multistage --crops own)"
         )
-    if getattr(options, "skeleton", "known") == "known" and recording.hand_model is None:
+    if skeleton == "known" and recording.hand_model is None:
         raise InputError(f"{labels} has no hand_model: add the user's, or track with --skeleton unknown")
-
-
-def is_multistage(options: argparse.Namespace) -> bool:
-    """Whether the baseline is asked for. Raises InputError for crops that the other tracker cannot make."""
-    if options.method == "umetrack" and options.crops == "own":
-        raise InputError("--crops own needs --method multistage: the end-to-end tracker has no detector")
-    return options.method == "multistage"
-
-
-def _track_multistage(options: argparse.Namespace, recording: Recording, generic: HandModel) -> Tracks:
-    tracker = MultistageTracker(*stages(options))
-    if options.skeleton == "known":
-        return tracker.track_known(recording, recording.hand_model)
-    return tracker.track_unknown(recording, generic)
-
-
-def stages(options: argparse.Namespace) -> tuple[KeypointSource, Detector | None]:
-    """The networks in the folder of weights; no detector where the crops are the labelled ones."""
-    own = options.crops == "own"
-    keypoints = keypoint_source(options.weights / "keynet.safetensors", options.device)
-    return keypoints, detector(options.weights / "detnet.safetensors", options.device) if own else None
 
 
 def describe(tracks: Tracks) -> str:

@@ -22,8 +22,7 @@ from tqdm import tqdm
 from lib.cameras import PosedCamera
 from lib.crops import MAX_VIEWS
 from lib.errors import InputError
-from lib.files import MM
-from lib.hands import HANDS, NUM_LANDMARKS, HandModel
+from lib.hands import HANDS, NUM_LANDMARKS, HandModel, HandPoses, for_hand
 from lib.multistage.calibration import fit_scale
 from lib.multistage.detection import PRESENCE_THRESHOLD
 from lib.multistage.energy import FitWeights
@@ -286,10 +285,9 @@ def _in_pictures(keypoints: Keypoints, crops: HandCrops, cameras: PosedCamera, s
 
 
 def _tracks(recording: Recording, model: HandModel, fits: Sequence[FrameFit]) -> Tracks:
-    tracked = np.zeros((HANDS, len(recording), NUM_LANDMARKS, 3))
-    valid = np.zeros((HANDS, len(recording)), bool)
+    poses = HandPoses.untracked(model, len(recording))
     for fit in fits:
         found = fit.fitted.found
-        tracked[fit.hands[found], fit.frame] = fit.fitted.pose[found].landmarks(model).numpy() * MM
-        valid[fit.hands[found], fit.frame] = True
-    return Tracks.of(tracked, true_keypoints(recording), valid)
+        hands, pose, confidence = fit.hands[found], fit.fitted.pose[found], fit.observation.mean_confidence()[found]
+        poses.put(fit.frame, hands, pose.joint_angles, for_hand(pose.world_from_wrist, hands), confidence)
+    return Tracks.of_poses(poses, true_keypoints(recording))

@@ -1,0 +1,149 @@
+"""`evaluate`: whole folders of recordings, tracked and compared with their labels."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lib.cli.arguments import add_device, add_method, add_workers
+from lib.cli.track import Method, add_calibration, method_of
+from lib.errors import InputError
+from lib.files import BROKEN_ARRAYS, load_arrays, working_in, write_atomically
+from lib.formats.raw_data import RecordingName, find_recordings
+from lib.machines import in_processes
+from lib.recordings import read_recording
+from lib.study.evaluation import challenge_table, evaluation_table
+from lib.study.results import ROOT, results_folder
+from lib.study.tables import MPJPA, MPJPE
+from lib.tracking import Tracks
+
+RELEASED = {"umetrack": "full_temporal_loss.safetensors", "multistage": ""}
+"""The weights of a method among the released ones: a file, or all of them."""
+
+
+def add_evaluate(commands) -> None:
+    """Add `evaluate`."""
+    command = commands.add_parser("evaluate", help="track all recordings of a folder and print the paper's table")
+    command.set_defaults(run=evaluate)
+    command.add_argument("folder", type=Path, help="recordings in the raw_data layout, at any depth")
+    add_method(command)
+    command.add_argument("--weights", type=Path, help="as of track (default: the released ones)")
+    command.add_argument("--skeleton", choices=("known", "unknown", "both"), default="both")
+    add_calibration(command)
+    command.add_argument("--metrics", choices=("paper", "challenge"), default="paper")
+    command.add_argument("--output", type=Path, help="folder of tracks and table (default: results/evaluation/METHOD)")
+    command.add_argument("--shard", type=_shard, default=(1, 1), metavar="K/N", help="only the K-th of N parts")
+    add_workers(command)
+    add_device(command)
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Track what is not tracked yet; print and write the table of all that is. The exit code is 1 if some failed."""
+    if options.weights is None:
+        options.weights = results_folder("reference") / "checkpoints" / RELEASED[options.method]
+    method, output = method_of(options), options.output or ROOT / "results" / "evaluation" / options.method
+    identity = method.identity()
+    skeletons = ("known", "unknown") if options.skeleton == "both" else (options.skeleton,)
+    videos = find_recordings(options.folder)
+    print(f"{len(videos)} recordings below {options.folder}: {_kinds(videos)}")
+    part, parts = options.shard
+    cases = {(RecordingName.of(video), skeleton): video for video in videos for skeleton in skeletons}
+    if len(cases) < len(skeletons) * len(videos):
+        raise InputError(f"{options.folder} holds recordings of equal names: protocol, split, user and recording")
+    jobs = {
+        case: partial(_track, method, _made_from(identity, cases[case]), cases[case], case[1], _path(output, *case))
+        for case in list(cases)[part - 1 :: parts]
+    }
+    with working_in(output / f"part_{part}_of_{parts}", wait=False):
+        problems = in_processes(jobs, options.workers, "tracking", "recording")
+    tracked = [
+        (*case, _read(_path(output, *case)))
+        for case, video in cases.items()
+        if _is_made(_path(output, *case), _made_from(identity, video))
+    ]
+    if tracked:
+        table = evaluation_table(options.method, tracked)
+        table = challenge_table(tracked) if options.metrics == "challenge" else table
+        write_atomically(output / f"{options.metrics}.csv", lambda path: table.to_csv(path, index=False))
+        print(_text(table))
+    print(f"{len(tracked)} of {len(cases)} are tracked; tracks and table: {output}")
+    failed = {case: problem for case, problem in problems.items() if problem}
+    for (name, skeleton), problem in failed.items():
+        print(f"not tracked: {name.path}, {skeleton} skeleton: {problem}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _track(method: Method, made_from: str, video: Path, skeleton: str, path: Path) -> str | None:
+    """Track one recording, if that is not done yet; what kept it from being tracked."""
+    if _is_made(path, made_from):
+        return None
+    try:
+        recording = read_recording(video)
+        method.track(recording, skeleton).save(path, recording.frames_per_second, made_from)
+    except (InputError, OSError) as error:
+        return str(error)
+    return None
+
+
+def _path(output: Path, name: RecordingName, skeleton: str) -> Path:
+    """Where the tracks of a recording go."""
+    return output / skeleton / name.path.with_suffix(".npz")
+
+
+def _made_from(identity: str, video: Path) -> str:
+    """What tracks are made from: the method, and the files of the recording as they are now."""
+    files = [path.stat() if path.is_file() else None for path in (video, video.with_suffix(".json"))]
+    return json.dumps([identity, *(state and [state.st_size, state.st_mtime_ns] for state in files)])
+
+
+def _is_made(path: Path, made_from: str) -> bool:
+    try:
+        return path.is_file() and str(load_arrays(path, ["made_from"])["made_from"]) == made_from
+    except BROKEN_ARRAYS:
+        return False
+
+
+def _read(path: Path) -> Tracks:
+    """What is compared of the tracks in a file: all of a folder are in memory at once."""
+    names = ("tracked_keypoints", "gt_keypoints", "valid_tracking", "labelled")
+    stored = load_arrays(path, names)
+    keypoints = (stored[name].astype(np.float32) for name in names[:2])
+    return Tracks(*keypoints, stored["valid_tracking"], labelled=stored["labelled"])
+
+
+def _kinds(videos: Sequence[Path]) -> str:
+    """How many recordings there are of each protocol."""
+    return ", ".join(
+        f"{count} {protocol}" for protocol, count in Counter(RecordingName.of(v).protocol for v in videos).items()
+    )
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """K/N."""
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"expected K/N with 1 <= K <= N, got {text}")
+    return int(part), int(parts)
+
+
+def _text(table: pd.DataFrame) -> str:
+    """The table as text, the paper's numbers and its authors' corrected ones beside ours."""
+    shown = table[["skeleton", "protocol", "recordings"]].copy()
+    if "mpjpe_19_mm" in table:
+        return table.to_string(index=False, float_format="{:.2f}".format, na_rep="")
+    shown["tracked (%)"] = table.tracked_percent.map("{:.1f}".format)
+    for metric, unit in ((MPJPE, "MPJPE (mm)"), (MPJPA, "MPJPA (mm/frame²)")):
+        numbers = zip(table[metric], table[f"{metric}_low"], table[f"{metric}_high"], strict=True)
+        shown[unit] = [f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in numbers]
+        for source, name in (("paper", "paper"), ("official", "corrected")):
+            shown[f"{unit.split()[0]}, {name}"] = table[f"{metric}_{source}"]
+    shown["PCK-AUC (%)"] = table.pck_auc_percent.map("{:.1f}".format)
+    return shown.to_string(index=False, na_rep="")
