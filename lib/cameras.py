@@ -1,11 +1,11 @@
-"""Camera models: pinhole, Fisheye44, Fisheye62 and Fisheye624, and cameras placed in the world.
+"""Camera models: pinhole, with and without radial-tangential distortion, and fisheyes; cameras placed in the world.
 
 A camera is immutable; its parameters may carry batch dimensions, which broadcast against those of the points:
 `camera[:, None].project(points)` projects points (cameras, n, 3). Camera axes are x right, y down, z forward, pixel
 centres lie at integer coordinates. Geometry is computed in the type of its input; use float64 where it matters.
 
 Source: the camera models of the public dataset and of its hand tracking toolkit; Kannala & Brandt 2006 for the fisheye
-family.
+family; Brown 1966 as OpenCV writes it for radial and tangential terms.
 """
 
 from __future__ import annotations
@@ -82,10 +82,10 @@ class Camera:
         return in_range & self.contains(self.project(points_camera))
 
     def _distort(self, points_camera: Points) -> Pixels:
-        raise TypeError("Camera is abstract: use Pinhole, Fisheye44, Fisheye62 or Fisheye624")
+        raise TypeError("Camera is abstract: use one of its models, say Pinhole or Fisheye62")
 
     def _undistort(self, plane: Pixels) -> Points:
-        raise TypeError("Camera is abstract: use Pinhole, Fisheye44, Fisheye62 or Fisheye624")
+        raise TypeError("Camera is abstract: use one of its models, say Pinhole or Fisheye62")
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,57 @@ class Pinhole(Camera):
 
 
 @dataclass(frozen=True)
+class RadialTangential(Camera):
+    """A perspective camera with distortion as OpenCV has it: k1 k2 p1 p2 k3, and k4 k5 k6 of the rational model.
+
+    Its image ends where the lens would fold over: where the radius in the image no longer grows with that of the ray.
+    """
+
+    num_distortion: ClassVar[int] = 8
+    max_angle: ClassVar[float] = torch.pi / 2
+
+    def sees(self, points_camera: Points) -> Bool[Tensor, "*batch"]:
+        """Whether points have an image inside the frame: before the lens folds over, projected inside the image."""
+        radius2 = (points_camera[..., :2] / points_camera[..., 2:]).square().sum(dim=-1)
+        return super().sees(points_camera) & (radius2 < self._fold().square())
+
+    def _fold(self) -> Float[Tensor, "*batch"]:
+        """The tangent of the angle at which the lens folds over; infinite if it does not within `MAX_SLOPE`."""
+        radius = torch.linspace(0.0, MAX_SLOPE, 1001).to(self.distortion)
+        bent = radius * self._radial(radius.square())
+        folds = bent.diff(dim=-1) <= 0
+        first = torch.where(folds.any(dim=-1), radius[folds.int().argmax(dim=-1)], torch.inf)
+        return first.to(self.distortion)
+
+    def _radial(self, radius2: Float[Tensor, "*#batch n"]) -> Float[Tensor, "*batch n"]:
+        k1, k2, _, _, k3, k4, k5, k6 = self.distortion[..., None].unbind(-2)
+        above = 1 + radius2 * (k1 + radius2 * (k2 + radius2 * k3))
+        return above / (1 + radius2 * (k4 + radius2 * (k5 + radius2 * k6)))
+
+    def _lens(self, plane: Pixels) -> Pixels:
+        """Distortion of a point of the plane at distance 1."""
+        p1, p2 = self.distortion[..., 2:4].unbind(-1)
+        x, y = plane.unbind(-1)
+        radius2 = x * x + y * y
+        radial = self._radial(radius2[..., None])[..., 0]
+        shift_x, shift_y = 2 * p1 * x * y + p2 * (radius2 + 2 * x * x), p1 * (radius2 + 2 * y * y) + 2 * p2 * x * y
+        return torch.stack((x * radial + shift_x, y * radial + shift_y), dim=-1)
+
+    def _distort(self, points_camera: Points) -> Pixels:
+        return self._lens(points_camera[..., :2] / points_camera[..., 2:])
+
+    def _undistort(self, plane: Pixels) -> Points:
+        undistorted = _invert_by_newton(self._lens, plane)
+        ray = torch.nn.functional.normalize(torch.cat((undistorted, torch.ones_like(plane[..., :1])), dim=-1), dim=-1)
+        folded = undistorted.square().sum(dim=-1) >= self._fold().square()
+        return ray.masked_fill(folded[..., None], torch.nan)
+
+
+MAX_SLOPE = 10.0
+"""The tangent of 84 degrees: no lens without a fisheye's model reaches further."""
+
+
+@dataclass(frozen=True)
 class Fisheye(Camera):
     """What the fisheye models share: the equidistant plane, on which the angle from the optical axis is the radius."""
 
@@ -138,7 +189,7 @@ class Fisheye(Camera):
 
     def _lens(self, plane: Pixels) -> Pixels:
         """Distortion of a point of the equidistant plane."""
-        raise TypeError("Fisheye is abstract: use Fisheye44, Fisheye62 or Fisheye624")
+        raise TypeError("Fisheye is abstract: use one of its models, say KannalaBrandt or Fisheye62")
 
 
 def _bend(plane: Pixels, k: Float[Tensor, "*#batch terms"]) -> Pixels:
@@ -148,6 +199,19 @@ def _bend(plane: Pixels, k: Float[Tensor, "*#batch terms"]) -> Pixels:
     for term in reversed(lower):
         radial = radial * rho2 + term
     return plane * (1 + radial * rho2)[..., None]
+
+
+@dataclass(frozen=True)
+class KannalaBrandt(Fisheye):
+    """Equidistant fisheye with four radial terms, k1..k4, as of Kalibr (equidistant), OpenCV (fisheye), Basalt (kb4).
+
+    Source: Kannala & Brandt 2006.
+    """
+
+    num_distortion: ClassVar[int] = 4
+
+    def _lens(self, plane: Pixels) -> Pixels:
+        return _bend(plane, self.distortion)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Recordings in the public `raw_data` layout: read, checked, converted to metres once.
 
-A recording is a video of the four views side by side and a JSON file beside it with cameras, hand and labels.
+A recording is a video of one to eight views side by side (the public ones have four), and a JSON file beside it with
+cameras, hand and labels.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from lib.cameras import Camera, Fisheye62, PosedCamera
+from lib.cameras import Camera, Fisheye62, Fisheye624, KannalaBrandt, Pinhole, PosedCamera, RadialTangential
 from lib.errors import InputError
 from lib.files import MM, describing, read_json, refuse_pointer
 from lib.formats.checks import (
@@ -36,7 +37,7 @@ from lib.formats.checks import (
 from lib.formats.hand_files import hand_from_json, hand_to_json
 from lib.hands import NUM_JOINTS, HandModel, PosedHands
 
-NUM_CAMERAS = 4
+MAX_CAMERAS = 8
 FRAMES_PER_SECOND = 30
 _EIGHT_BIT_LUMA = re.compile("gray|yuvj?4(11|20|22|40|44)p|nv(12|21|16)")
 """Pixel formats whose first plane is luma, a byte a pixel."""
@@ -87,7 +88,7 @@ class Recording:
         """
         count = 0
         for count, frame in enumerate(decode_gray(self.video, start), start=start + 1):
-            views = NUM_CAMERAS
+            views = len(self.mounting_angles)
             expected = (self.camera.height, views * self.camera.width)
             if frame.shape != expected:
                 raise InputError(
@@ -172,14 +173,15 @@ def read_recording(video: Path) -> Recording:
     labels = read_json(labels_path)
     with describing(labels_path):
         with describing("cameras"):
-            camera = _fisheye62(labels)
+            camera = _read_cameras(labels)
         hand_model = None
         if field(labels, "hand_model", None) is not None:
             with describing("hand_model"):
                 hand_model = hand_from_json(labels["hand_model"])
-        mounting_angles = json_array(labels, "camera_angles", (NUM_CAMERAS,), -360.0, 360.0)
+        mounting_angles = json_array(labels, "camera_angles", (len(camera.focal_px),), -360.0, 360.0)
         check_mounting_angles("camera_angles", mounting_angles)
-        poses = _read_poses(labels, camera)
+        fixed = len(field(labels, _CAMERA_POSES)) == 1
+        poses = _read_poses(labels, camera, count_frames(video, 1)[0] if fixed else None)
         pinch = {"pinch": json_array(labels, "pinch", (len(poses["labelled"]), 2)) > 0} if "pinch" in labels else {}
     frames = len(poses["labelled"])
     count, rate = count_frames(video, frames)
@@ -192,15 +194,19 @@ def read_recording(video: Path) -> Recording:
 _CAMERA_POSES, _WRISTS = "camera_to_world_transforms", "wrist_transforms"
 
 
-def _read_poses(labels: Json, camera: Camera) -> dict[str, Tensor]:
+def _read_poses(labels: Json, camera: Camera, of_fixed_rig: int | None) -> dict[str, Tensor]:
     """The fields of a recording that are given per frame but `pinch`: checked, in metres.
 
-    A hand or frame that is null, not finite or all zeros has no pose.
+    A hand or frame that is null, not finite or all zeros has no pose. Cameras that are given once, though the video has
+    more frames (`of_fixed_rig`), stand still.
     """
     angles, wrists, confidences = _read_hands(labels)
-    frames = None if angles is None else len(angles)
+    count, frames = len(camera.focal_px), None if angles is None else len(angles)
     why = "" if frames is None else f": joint_angles has {frames} frames"
-    cameras = json_array(labels, _CAMERA_POSES, (frames, NUM_CAMERAS, 4, 4), absent=2, why=why)
+    shape = (1 if of_fixed_rig else frames, count, 4, 4)
+    cameras = json_array(labels, _CAMERA_POSES, shape, absent=2, why=why)
+    if of_fixed_rig:
+        cameras = cameras.expand(frames or of_fixed_rig, *shape[1:]).clone()
     if angles is None:
         angles, wrists, confidences = (torch.zeros(len(cameras), *shape).double() for shape in _HAND_SHAPES)
     given = cameras.isfinite().all(-1).all(-1) & (cameras.abs().amax((-2, -1)) > 0)
@@ -210,8 +216,8 @@ def _read_poses(labels: Json, camera: Camera) -> dict[str, Tensor]:
     cameras = _scaled(_identity_where(cameras, ~given), 1 / MM)
     wrists = _scaled(_identity_where(wrists, ~labelled), 1 / MM)
     check_joint_angles("joint_angles", angles, labelled)
-    check_rig(_CAMERA_POSES, [f"camera {index}" for index in range(NUM_CAMERAS)], cameras, posed)
-    check_wrists((_CAMERA_POSES, _WRISTS), [camera[i] for i in range(NUM_CAMERAS)], cameras, wrists, labelled)
+    check_rig(_CAMERA_POSES, [f"camera {index}" for index in range(count)], cameras, posed)
+    check_wrists((_CAMERA_POSES, _WRISTS), [camera[i] for i in range(count)], cameras, wrists, labelled)
     return {
         "world_from_camera": cameras,
         "joint_angles": torch.where(labelled[..., None], angles, 0.0),
@@ -241,9 +247,10 @@ def _read_hands(labels: Json) -> tuple[Tensor, Tensor, Tensor] | tuple[None, Non
 def labels_to_json(recording: Recording) -> dict:
     """The labels of a recording in the `raw_data` layout (mm, degrees); the inverse of what `read_recording` reads."""
     camera = recording.camera
-    names = ("fx", "fy", "cx", "cy", *_FISHEYE62_NAMES)
+    model, distortion = next((name, of[1]) for name, of in CAMERA_MODELS.items() if type(camera) is of[0])
+    names = ("fx", "fy", "cx", "cy", *distortion)
     parameters = torch.cat((camera.focal_px, camera.center_px, camera.distortion), dim=1).tolist()
-    fixed = {"ImageSizeX": camera.width, "ImageSizeY": camera.height, "DistortionModel": "FishEye62"}
+    fixed = {"ImageSizeX": camera.width, "ImageSizeY": camera.height, "DistortionModel": model}
     labels = {
         "cameras": [fixed | dict(zip(names, row, strict=True)) for row in parameters],
         "camera_angles": torch.rad2deg(recording.mounting_angles).tolist(),
@@ -256,26 +263,38 @@ def labels_to_json(recording: Recording) -> dict:
     return labels if recording.pinch is None else labels | {"pinch": recording.pinch.int().tolist()}
 
 
-_FISHEYE62_NAMES = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")
+CAMERA_MODELS: dict[str, tuple[type[Camera], tuple[str, ...]]] = {
+    "FishEye62": (Fisheye62, ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")),
+    "FishEye624": (Fisheye624, ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "s1", "s2", "s3", "s4")),
+    "KannalaBrandt": (KannalaBrandt, ("k1", "k2", "k3", "k4")),
+    "RadialTangential": (RadialTangential, ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")),
+    "Pinhole": (Pinhole, ()),
+}
+"""By their `DistortionModel`, with the names of their parameters. The public recordings have the first; the others are
+for recordings of one's own."""
 
 
-def _fisheye62(labels: Json) -> Fisheye62:
+def _read_cameras(labels: Json) -> Camera:
     """The cameras of a recording as one batch. k5 and k6 are zero where the file carries p3 and p4 in their place."""
     stored = field(labels, "cameras")
-    if not isinstance(stored, list) or len(stored) != NUM_CAMERAS:
+    if not isinstance(stored, list) or not 1 <= len(stored) <= MAX_CAMERAS:
         got = len(stored) if isinstance(stored, list) else f"a {type(stored).__name__}"
-        raise InputError(f"expected {NUM_CAMERAS} cameras, got {got}")
+        raise InputError(f"expected 1 to {MAX_CAMERAS} cameras, got {got}")
     models = {str(field(camera, "DistortionModel")) for camera in stored}
-    if models != {"FishEye62"}:
-        raise InputError(f"unknown camera models {sorted(models)}: a recording knows FishEye62")
+    if len(models) > 1 or not models <= CAMERA_MODELS.keys():
+        raise InputError(
+            f"camera models {', '.join(sorted(models))}: expected one for all cameras, of {', '.join(CAMERA_MODELS)}"
+        )
+    model, names = CAMERA_MODELS[models.pop()]
     sizes = [
         tuple(whole_number(camera, name, 1, MAX_SIDE) for name in ("ImageSizeX", "ImageSizeY")) for camera in stored
     ]
 
     def column(*names: str) -> Tensor:
-        return torch.stack([torch.stack([_lens_parameter(camera, name) for name in names]) for camera in stored])
+        rows = [[_lens_parameter(camera, name) for name in names] for camera in stored]
+        return torch.tensor(rows, dtype=torch.float64)
 
-    camera = Fisheye62(*_common_size(sizes), column("fx", "fy"), column("cx", "cy"), column(*_FISHEYE62_NAMES))
+    camera = model(*_common_size(sizes), column("fx", "fy"), column("cx", "cy"), column(*names))
     check_lens(camera)
     return camera
 

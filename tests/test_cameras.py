@@ -1,12 +1,23 @@
 import math
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import headset, normal, random_poses
 from torch.testing import assert_close
 
-from lib.cameras import Camera, Fisheye, Fisheye44, Fisheye62, Fisheye624, Pinhole, PosedCamera
+from lib.cameras import (
+    Camera,
+    Fisheye,
+    Fisheye44,
+    Fisheye62,
+    Fisheye624,
+    KannalaBrandt,
+    Pinhole,
+    PosedCamera,
+    RadialTangential,
+)
 from lib.formats.hot3d import camera_from_calibration
 from lib.rendered.scene import sample_rig
 
@@ -24,6 +35,13 @@ def calibrated(model: str, width: int, height: int, *parameters: float) -> Camer
 NO_PRISM = (0.0, 0.0, 0.0, 0.0)
 CAMERAS = {
     "pinhole": Pinhole(640, 480, values(420, 425), values(318.2, 241.7), values()),
+    "radial-tangential": RadialTangential(
+        640, 480, values(420, 425), values(318.2, 241.7), values(-0.28, 0.07, 0.001, -0.0005, -0.008, 0.0, 0.0, 0.0)
+    ),
+    "rational": RadialTangential(
+        640, 480, values(300, 301), values(322.0, 239.0), values(2.1, 0.9, 0.0002, 0.0003, 0.04, 2.4, 1.4, 0.2)
+    ),
+    "Kannala-Brandt": KannalaBrandt(640, 480, values(240, 241), values(320, 240), values(-0.02, 0.05, -0.02, 0.003)),
     "headset": headset(636)[1].camera,
     "quest3": calibrated(
         "CameraModelType.FISHEYE624", 1280, 1024,
@@ -153,6 +171,35 @@ def test_ideal_fisheye_sees_all_directions_but_one():
     rays = camera.unproject(torch.stack((radius + 349.5, torch.full_like(radius, 349.5)), dim=-1))
     assert_close(torch.atan2(rays[:4, 0], rays[:4, 2]), values(0, 1, 2, 3.14))
     assert rays[4].isnan().all()
+
+
+def opencv_pixels(camera: Camera, rays: torch.Tensor) -> np.ndarray:
+    """What OpenCV's own functions project rays to."""
+    k = Pinhole(camera.width, camera.height, camera.focal_px, camera.center_px, values()).matrix.numpy()
+    points, origin, lens = rays.numpy()[:, None], np.zeros(3), camera.distortion.numpy()
+    project = cv2.fisheye.projectPoints if isinstance(camera, KannalaBrandt) else cv2.projectPoints
+    return project(points, origin, origin, k, lens)[0][:, 0]
+
+
+@pytest.mark.parametrize("name", ["radial-tangential", "rational", "Kannala-Brandt"])
+def test_lenses_are_those_of_opencv(name):
+    camera = CAMERAS[name]
+    rays = rays_in_view(camera)
+    rays = rays[rays[:, 2] > 0.01]  # OpenCV divides by z
+    np.testing.assert_allclose(camera.project(rays), opencv_pixels(camera, rays), atol=1e-9, rtol=0)
+
+
+def test_a_lens_that_folds_over_sees_nothing_beyond():
+    """Where the radius in the picture shrinks again, pixels have two rays: only the inner one is seen and found."""
+    lens = torch.zeros(8, dtype=torch.float64)
+    lens[0] = -0.3  # r (1 - 0.3 r²) is largest at r = 1.054
+    camera = RadialTangential(640, 480, values(300, 300), values(319.5, 239.5), lens)
+    tangents = values(0.5, 1.0, 1.04, 1.07, 1.5)
+    rays = torch.stack((tangents, torch.zeros(5), torch.ones(5)), dim=-1).double()
+    assert camera.contains(camera.project(rays)).all()
+    assert camera.sees(rays).tolist() == [True, True, True, False, False]
+    beyond = camera.unproject(camera.project(rays[4]))
+    assert beyond.isnan().all() or float(beyond[0] / beyond[2]) < 1.06
 
 
 def test_visibility():

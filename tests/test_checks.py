@@ -135,7 +135,7 @@ DEEP = json.loads("[" * 900 + "1" + "]" * 900)
         (put("cameras", 0, "ImageSizeX", 64.5), r"ImageSizeX is 64\.5, expected a whole number"),
         (put("cameras", 0, "ImageSizeX", 10**400), "ImageSizeX is not an array of numbers"),
         (put("cameras", 0, 7), "cameras: not in the expected form: an object with the field 'DistortionModel'"),
-        (put("cameras", {"a": 1}), "cameras: expected 4 cameras, got a dict"),
+        (put("cameras", {"a": 1}), "cameras: expected 1 to 8 cameras, got a dict"),
         (put("camera_angles", np.deg2rad(MOUNTING_ANGLES_DEG).tolist()), r"camera_angles\[1\] is 1\.57.*in radians\?"),
         (put("camera_angles", 2, 1e9), r"camera_angles\[2\] is 1e\+09, expected -360 to 360"),
         (put("joint_angles", 1, 0, 5, 45.0), r"joint_angles\[1\]\[0\]\[5\] is 45 rad.*in degrees\?"),

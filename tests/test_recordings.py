@@ -5,7 +5,15 @@ import av
 import numpy as np
 import pytest
 import torch
-from conftest import HEADSET_POSITIONS, MOUNTING_ANGLES_DEG, hand_in_front, headset, tiny_recording, write_gray_video
+from conftest import (
+    HEADSET_POSITIONS,
+    MOUNTING_ANGLES_DEG,
+    TinyRecording,
+    hand_in_front,
+    headset,
+    tiny_recording,
+    write_gray_video,
+)
 from made_up_data import drop, put
 from torch.testing import assert_close
 
@@ -13,7 +21,7 @@ from lib.cameras import Fisheye62
 from lib.errors import InputError
 from lib.files import write_atomically
 from lib.formats.hand_files import GENERIC_JOINT_LIMITS, hand_from_json, hand_to_json, read_hand
-from lib.recordings import decode_gray, labels_to_json, read_recording
+from lib.recordings import CAMERA_MODELS, decode_gray, labels_to_json, read_recording
 from lib.rendered.shape import generic_hand
 
 FRAMES = 4
@@ -271,20 +279,65 @@ def test_a_frame_without_camera_poses_is_unlabelled(tiny, tmp_path, broken, came
     assert recording.world_from_camera.isfinite().all()
 
 
-def two_cameras(labels: dict) -> dict:
-    """All that goes by camera, of the first two."""
-    poses = [frame[:2] for frame in labels["camera_to_world_transforms"]]
-    return {name: labels[name][:2] for name in ("cameras", "camera_angles")} | {"camera_to_world_transforms": poses}
+def of_cameras(tiny: TinyRecording, chosen: list[int]) -> TinyRecording:
+    """All that goes by camera, of those chosen."""
+    labels = {name: [tiny.labels[name][index] for index in chosen] for name in ("cameras", "camera_angles")}
+    poses = [[frame[index] for index in chosen] for frame in tiny.labels["camera_to_world_transforms"]]
+    labels = tiny.labels | labels | {"camera_to_world_transforms": poses}
+    return TinyRecording(labels, tiny.images[:, chosen])
+
+
+@pytest.mark.parametrize("chosen", [[1], [1, 2], [0, 1, 2], [2, 1, 0, 3, 1, 2, 0, 3]], ids=len)
+def test_any_rig_is_tracked(tiny, tmp_path, tiny_tracker, chosen):
+    """One to eight cameras; both front ones see both hands."""
+    recording = read_recording(of_cameras(tiny, chosen).write(tmp_path))
+    assert next(recording.images()).shape == (len(chosen), 48, 64)
+    assert tiny_tracker.track_known(recording, recording.hand_model).valid_tracking.all()
+    if len(chosen) > 1:
+        assert tiny_tracker.track_unknown(recording, recording.hand_model).scale > 0
+    else:
+        with pytest.raises(InputError, match="no frame shows a labelled hand to two cameras"):
+            tiny_tracker.track_unknown(recording, recording.hand_model)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_cameras_given_once_stand_still(tiny, tmp_path, labelled):
+    poses = tiny.labels["camera_to_world_transforms"]
+    tiny.labels["camera_to_world_transforms"] = poses[:1]
+    if not labelled:
+        for name in ("joint_angles", "wrist_transforms", "hand_confidences"):
+            del tiny.labels[name]
+    recording = read_recording(tiny.write(tmp_path))
+    assert len(recording) == FRAMES == len(list(recording.images()))
+    assert torch.equal(recording.world_from_camera, recording.world_from_camera[:1].expand(FRAMES, 4, 4, 4))
+    assert bool(recording.labelled.all()) == labelled
+
+
+@pytest.mark.parametrize("name", CAMERA_MODELS)
+def test_every_camera_model_comes_back(tiny, tmp_path, name):
+    model, parameters = CAMERA_MODELS[name]
+    for index, camera in enumerate(tiny.labels["cameras"]):
+        for parameter in [key for key in camera if key[0] in "kps"]:
+            del camera[parameter]
+        camera |= {"DistortionModel": name} | dict.fromkeys(parameters, 0.001 * (index + 1))
+        camera |= {"k1": -0.02} if parameters else {}
+    recording = read_recording(tiny.write(tmp_path))
+    assert type(recording.camera) is model
+    again = labels_to_json(recording)
+    assert again["cameras"] == tiny.labels["cameras"]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (drop("joint_angles"), "the field 'joint_angles' is missing"),
-        (drop("cameras", 3), "expected 4 cameras, got 3"),
-        (lambda labels: labels.update(two_cameras(labels)), "expected 4 cameras, got 2"),
+        (drop("cameras", 3), r"camera_angles has shape \(4,\), expected \(3,\)"),
+        (put("cameras", []), "expected 1 to 8 cameras, got 0"),
         (put("pinch", [[0, 1]]), r"pinch has shape \(1, 2\), expected \(4, 2\)"),
-        (put("cameras", 1, "DistortionModel", "Brown"), r"unknown camera models \['Brown', 'FishEye62'\]"),
+        (
+            put("cameras", 1, "DistortionModel", "Brown"),
+            "camera models Brown, FishEye62: expected one for all cameras, of FishEye62",
+        ),
         (drop("cameras", 1, "k1"), "the field 'k1' is missing"),
         (put("cameras", 1, "ImageSizeX", 640), "must share one image size"),
         (drop("camera_to_world_transforms", 0), r"camera_to_world_transforms has shape \(3, 4, 4, 4\)"),

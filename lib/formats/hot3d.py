@@ -144,16 +144,16 @@ def _camera_poses(member: str, cameras: Json, streams: Sequence[str]) -> Float[T
         return torch.stack([_pose(checks.field(cameras[stream], "T_world_from_camera")) for stream in streams])
 
 
-HandPoses = tuple[Float[Tensor, "2 22"], Float[Tensor, "2 4 4"]]
+_HandPair = tuple[Float[Tensor, "2 22"], Float[Tensor, "2 4 4"]]
 """Joint angles and wrists of both hands in a frame, NaN where absent."""
 
 
-def _poses_of_clip(member: str, hands: Json) -> HandPoses:
+def _poses_of_clip(member: str, hands: Json) -> _HandPair:
     with describing(member):
         return _both([(hands.get(name) or {}).get("umetrack_pose") for name in HAND_NAMES], "T_world_from_wrist")
 
 
-def _poses_of_recording(line: Json) -> HandPoses:
+def _poses_of_recording(line: Json) -> _HandPair:
     """A hand without confidence is absent."""
     poses = [checks.field(line, "hand_poses").get(hand) for hand in "01"]
     poses = [
@@ -162,7 +162,7 @@ def _poses_of_recording(line: Json) -> HandPoses:
     return _both(poses, "wrist_xform", "q_wxyz", "t_xyz")
 
 
-def _both(poses: Sequence[Json], wrist: str, *names: str) -> HandPoses:
+def _both(poses: Sequence[Json], wrist: str, *names: str) -> _HandPair:
     """Of two stored hands. Angles may leave out the two joints of the wrist."""
     angles, wrists = torch.full((2, NUM_JOINTS), torch.nan, dtype=torch.float64), NO_POSE.repeat(2, 1, 1)
     for hand, pose in enumerate(poses):
@@ -191,7 +191,7 @@ def _checked_clip(
     lenses: Mapping[str, Camera],
     poses: Float[Tensor, "frames cameras 4 4"],
     hand_model: HandModel,
-    hands: Sequence[HandPoses],
+    hands: Sequence[_HandPair],
     passed: Bool[Tensor, "frames"] | None = None,
     **more,
 ) -> Hot3dClip:
@@ -233,7 +233,7 @@ def _read_folder(folder: Path) -> Hot3dClip:
         )
 
 
-def _read_trajectory(path: Path) -> tuple[list[int], list[HandPoses]]:
+def _read_trajectory(path: Path) -> tuple[list[int], list[_HandPair]]:
     """Timestamps (ns) and hands of all lines."""
     timestamps, hands = [], []
     for number, line in enumerate(read_text(path).splitlines()):

@@ -21,7 +21,7 @@ from lib.crops import CROP_SIZE, MAX_VIEWS, choose_crop_cameras, crop_cameras, c
 from lib.hands import HANDS, NUM_LANDMARKS, HandModel
 from lib.multistage.detection import Circles
 from lib.multistage.fit import Expectation
-from lib.recordings import NUM_CAMERAS, Recording, read_recording
+from lib.recordings import Recording, read_recording
 from lib.rendered.scene import nominal_rig
 from lib.transforms import apply
 
@@ -77,8 +77,8 @@ class CachedRecording:
             return CachedRecording(read_recording(video), crops)
         recording = Recording(
             video=Path("training"),
-            camera=nominal_rig().camera[torch.zeros(NUM_CAMERAS, dtype=torch.long)],
-            mounting_angles=torch.zeros(NUM_CAMERAS).double(),
+            camera=nominal_rig().camera[torch.zeros(HANDS * MAX_VIEWS, dtype=torch.long)],
+            mounting_angles=torch.zeros(HANDS * MAX_VIEWS).double(),
             world_from_camera=torch.from_numpy(crops.world_from_crop).double().flatten(1, 2),
             hand_model=crops.hand_model.to(dtype=torch.float64),
             joint_angles=torch.from_numpy(crops.joint_angles).double(),
@@ -102,12 +102,13 @@ def cached_crops(
     difference = poses[:, None, :3, 2:] - cameras.world_from_camera[:, :3, 2:]
     turned, away = torch.linalg.vector_norm(difference, dim=-2).unbind(-1)
     source = (away + _TURN_WEIGHT * turned).argmin(dim=1)
-    views = torch.zeros(HANDS, NUM_CAMERAS, dtype=torch.bool)
+    count = len(cached.recording.mounting_angles)
+    views = torch.zeros(HANDS, count, dtype=torch.bool)
     focal, world_from_crop = (
-        torch.ones(HANDS, NUM_CAMERAS).double(),
-        torch.eye(4).double().repeat(HANDS, NUM_CAMERAS, 1, 1),
+        torch.ones(HANDS, count).double(),
+        torch.eye(4).double().repeat(HANDS, count, 1, 1),
     )
-    pictures = np.zeros((HANDS, NUM_CAMERAS, CROP_SIZE, CROP_SIZE), np.uint8)
+    pictures = np.zeros((HANDS, count, CROP_SIZE, CROP_SIZE), np.uint8)
     views[hand, source] = True
     focal[hand, source] = torch.from_numpy(crops.focal_px[frame][hand, slot]).double()
     world_from_crop[hand, source] = poses
@@ -150,7 +151,7 @@ def detected_crops(
     rays = cameras.camera[camera].unproject(circles.center_px[hands, None].double() + radius * corners)
     corners_world = apply(cameras.world_from_camera[camera], rays)
     crop, exists = crop_cameras(cameras, corners_world, hands, recording.mounting_angles, fill=1.0)
-    views = exists & (torch.arange(NUM_CAMERAS) == camera)
+    views = exists & (torch.arange(exists.shape[1]) == camera)
     visible = views.any(dim=1)
     return HandCrops(hands[visible], views[visible], crop[visible])
 

@@ -19,7 +19,7 @@ from lib.multistage.keypoint_training import HIT_PX
 from lib.multistage.keypoints import Keypoints
 from lib.multistage.sources import KeypointRequest, KeypointSource, observed
 from lib.multistage.tracker import MultistageTracker
-from lib.recordings import NUM_CAMERAS, Recording
+from lib.recordings import Recording
 from lib.study.sequences import LabelledSequence
 from lib.tracking import Tracks
 
@@ -78,7 +78,7 @@ def detection_table(recordings: Iterable[Recording], network: DetNet) -> pd.Data
     """Errors of the detector on every sixth frame of recordings, all cameras, in one row.
 
     Columns: views; center_px and radius_px (medians over hands that are found); recall_percent of the hands that are
-    there; false_positives_per_frame, of four views. Hands that are half in view do not count.
+    there; false_positives_per_frame, of all views. Hands that are half in view do not count.
     """
     device = next(network.parameters()).device
     source = ViewSource([_every_sixth_frame(one) for one in tqdm(recordings, "views", unit="recording")], device)
@@ -90,7 +90,7 @@ def detection_table(recordings: Iterable[Recording], network: DetNet) -> pd.Data
     found, true = (to_circles(values, *source.images.shape[1:]) for values in both)
     errors = {name: float(value) for name, value in detection_errors(found, true, present, absent).items()}
     false = errors.pop("false_positives_percent") / 100 * int(absent.sum())
-    frames = len(source) / NUM_CAMERAS
+    frames = len(source) / len(recordings[0].mounting_angles)
     return pd.DataFrame([{"views": len(source)} | errors | {"false_positives_per_frame": false / frames}])
 
 
