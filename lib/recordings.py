@@ -246,21 +246,29 @@ def _read_hands(labels: Json) -> tuple[Tensor, Tensor, Tensor] | tuple[None, Non
 
 def labels_to_json(recording: Recording) -> dict:
     """The labels of a recording in the `raw_data` layout (mm, degrees); the inverse of what `read_recording` reads."""
-    camera = recording.camera
-    model, distortion = next((name, of[1]) for name, of in CAMERA_MODELS.items() if type(camera) is of[0])
-    names = ("fx", "fy", "cx", "cy", *distortion)
-    parameters = torch.cat((camera.focal_px, camera.center_px, camera.distortion), dim=1).tolist()
-    fixed = {"ImageSizeX": camera.width, "ImageSizeY": camera.height, "DistortionModel": model}
     labels = {
-        "cameras": [fixed | dict(zip(names, row, strict=True)) for row in parameters],
-        "camera_angles": torch.rad2deg(recording.mounting_angles).tolist(),
+        **rig_to_json(recording.camera, recording.mounting_angles, recording.world_from_camera),
         **({} if recording.hand_model is None else {"hand_model": hand_to_json(recording.hand_model)}),
         "joint_angles": recording.joint_angles.tolist(),
         "wrist_transforms": _scaled(recording.world_from_wrist, MM).tolist(),
         "hand_confidences": recording.labelled.double().tolist(),
-        "camera_to_world_transforms": _scaled(recording.world_from_camera, MM).tolist(),
     }
     return labels if recording.pinch is None else labels | {"pinch": recording.pinch.int().tolist()}
+
+
+def rig_to_json(
+    camera: Camera, mounting_angles: Float[Tensor, "cameras"], world_from_camera: Float[Tensor, "frames cameras 4 4"]
+) -> dict:
+    """The part of the labels about cameras; of a rig that stands still, `world_from_camera` may be one frame."""
+    model, distortion = next((name, of[1]) for name, of in CAMERA_MODELS.items() if type(camera) is of[0])
+    names = ("fx", "fy", "cx", "cy", *distortion)
+    parameters = torch.cat((camera.focal_px, camera.center_px, camera.distortion), dim=1).tolist()
+    fixed = {"ImageSizeX": camera.width, "ImageSizeY": camera.height, "DistortionModel": model}
+    return {
+        "cameras": [fixed | dict(zip(names, row, strict=True)) for row in parameters],
+        "camera_angles": torch.rad2deg(mounting_angles).tolist(),
+        "camera_to_world_transforms": _scaled(world_from_camera, MM).tolist(),
+    }
 
 
 CAMERA_MODELS: dict[str, tuple[type[Camera], tuple[str, ...]]] = {

@@ -7,6 +7,7 @@ import sys
 
 import torch
 
+from lib.cli.calibration import add_import_calibration
 from lib.cli.evaluate import add_evaluate
 from lib.cli.study import ADD_COMMANDS
 from lib.cli.track import add_track
@@ -30,6 +31,6 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lib", description="The UmeTrack study's tools.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_track, add_evaluate, *ADD_COMMANDS):
+    for add in (add_track, add_evaluate, add_import_calibration, *ADD_COMMANDS):
         add(commands)
     return parser
