@@ -77,6 +77,16 @@ def test_unknown_term_counts_two_view_hands_only(batch):
     torch.testing.assert_close(both.total, both.terms["known_loss"] + both.terms["unknown_loss"])
 
 
+def test_acceleration_of_u_needs_three_frames_that_two_cameras_see(batch):
+    learner = ClipLearner(tiny_network(), generic_hand())
+    frames, clips = batch.shape
+    for seen, counts in (([True, False, True, True], False), ([False, True, True, True], True)):
+        two = torch.tensor(seen)[:, None].expand(frames, clips).flatten()
+        with torch.no_grad():
+            terms = learner(replace(batch, crops=replace(batch.crops, two_views=two)), LossWeights()).terms
+        assert (float(terms["unknown_temporal"]) > 0) == counts
+
+
 def test_clip_state_is_carried_frame_by_frame(batch):
     """Running a clip at once equals tracking it one frame after the other."""
     network = tiny_network()
