@@ -17,7 +17,7 @@ from lib.errors import InputError
 from lib.files import refuse_pointer, write_atomically
 from lib.network import NetworkConfig, UmeTrack
 
-Network = TypeVar("Network", bound=nn.Module)
+_Network = TypeVar("_Network", bound=nn.Module)
 LISTED = 12
 PUBLISHED_PREFIXES = {
     "_feature_extractor._image_backbone.0._layers.0.": "backbone.stem.",
@@ -43,7 +43,7 @@ def load_network(path: Path) -> UmeTrack:
     return _with_weights(UmeTrack, NetworkConfig(), _read_published(path), path)
 
 
-def load_weights(path: Path, network: type[Network], config: type) -> Network:
+def load_weights(path: Path, network: type[_Network], config: type) -> _Network:
     """A network of the given class in evaluation mode, its configuration and weights from a .safetensors file.
 
     Raises InputError as `load_network` does, and if the file holds another class of network.
@@ -56,7 +56,7 @@ def load_weights(path: Path, network: type[Network], config: type) -> Network:
     return _with_weights(network, *_read_safetensors(path, network.__name__, config), path)
 
 
-def _with_weights(network: type[Network], config: Any, weights: Mapping[str, Tensor], source: Path) -> Network:
+def _with_weights(network: type[_Network], config: Any, weights: Mapping[str, Tensor], source: Path) -> _Network:
     try:
         with torch.device("meta"):
             expected = network(config).state_dict()

@@ -25,8 +25,8 @@ MIN_FOCAL_PX = 5.0
 MIN_LANDMARKS_SEEN = 19
 MAX_VIEWS = 2
 
-Angles = Float[Tensor, "*batch 22"]
-Poses = Float[Tensor, "*batch 4 4"]
+_Angles = Float[Tensor, "*batch 22"]
+_Poses = Float[Tensor, "*batch 4 4"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Crops:
         return Crops(**{field.name: getattr(self, field.name)[hands] for field in fields(self)})
 
 
-def crop_points(model: HandModel, joint_angles: Angles, world_from_wrist: Poses) -> Float[Tensor, "*batch 63 3"]:
+def crop_points(model: HandModel, joint_angles: _Angles, world_from_wrist: _Poses) -> Float[Tensor, "*batch 63 3"]:
     """World points a crop must hold: the landmarks as posed, with mid-range joint angles and with the open hand.
 
     `world_from_wrist` is the one that poses the left model (see `hands.for_hand`). Source: conventions of the published

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from lib.metrics import Keypoints, Valid, mpjpa, mpjpe
+from lib.metrics import KeypointsMm, Valid, mpjpa, mpjpe
 from lib.recordings import FRAMES_PER_SECOND
 
 DERIVATIVE_CUTOFF_HZ = 1.0
@@ -34,7 +34,7 @@ class OneEuroFilter:
     beta: float
     frames_per_second: float = FRAMES_PER_SECOND
 
-    def __call__(self, keypoints_mm: Keypoints, valid: Valid) -> Float[np.ndarray, "hands frames 21 3"]:
+    def __call__(self, keypoints_mm: KeypointsMm, valid: Valid) -> Float[np.ndarray, "hands frames 21 3"]:
         """The keypoints, filtered along the frames; a hand that was lost starts afresh, invalid frames stay."""
         filtered = keypoints_mm.copy()
         velocity = np.zeros_like(keypoints_mm[:, 0])
@@ -55,7 +55,7 @@ class OneEuroFilter:
 
 
 def search_one_euro(
-    tracked_mm: Keypoints, true_mm: Keypoints, valid: Valid, target_mpjpa: float
+    tracked_mm: KeypointsMm, true_mm: KeypointsMm, valid: Valid, target_mpjpa: float
 ) -> tuple[OneEuroFilter, pd.DataFrame]:
     """The filter with the lowest error among those that reach a jitter, and what was tried.
 

@@ -16,8 +16,8 @@ from lib.hands import INDEX_TIP, NUM_FINGER_JOINTS, THUMB_TIP
 from lib.transforms import acceleration
 
 Landmarks = Float[Tensor, "*batch 21 3"]
-Angles = Float[Tensor, "*batch 22"]
-Poses = Float[Tensor, "*batch 4 4"]
+_Angles = Float[Tensor, "*batch 22"]
+_Poses = Float[Tensor, "*batch 4 4"]
 
 PINCHED, SAFE = 0.01, 0.02
 """ε1 and ε2 of Eq. 7 and 8, metres between the fingertips."""
@@ -48,12 +48,12 @@ def keypoint_loss(predicted: Landmarks, true: Landmarks) -> Float[Tensor, "*batc
     return (predicted - true).abs().sum(dim=-1)
 
 
-def joint_angle_loss(predicted: Angles, true: Angles) -> Float[Tensor, "*batch"]:
+def joint_angle_loss(predicted: _Angles, true: _Angles) -> Float[Tensor, "*batch"]:
     """|θ - θ̂|_1 over the 20 finger joints, rad. Source: first term of Eq. 5."""
     return (predicted - true)[..., :NUM_FINGER_JOINTS].abs().sum(dim=-1)
 
 
-def root_position_loss(predicted: Poses, true: Poses) -> Float[Tensor, "*batch"]:
+def root_position_loss(predicted: _Poses, true: _Poses) -> Float[Tensor, "*batch"]:
     """|w(T) - w(T̂)|_1 of the wrist's position, m. Source: second term of Eq. 5."""
     return (predicted - true)[..., :3, 3].abs().sum(dim=-1)
 

@@ -13,30 +13,30 @@ from jaxtyping import Bool, Float
 
 from lib.hands import INDEX_TIP, THUMB_TIP
 
-Keypoints = Float[np.ndarray, "hands frames 21 3"]
+KeypointsMm = Float[np.ndarray, "hands frames 21 3"]
 Valid = Bool[np.ndarray, "hands frames"]
 PCK_THRESHOLDS_MM = np.linspace(0.0, 50.0, 101)
 
 
-def landmark_errors(tracked_mm: Keypoints, true_mm: Keypoints) -> Float[np.ndarray, "hands frames 21"]:
+def landmark_errors(tracked_mm: KeypointsMm, true_mm: KeypointsMm) -> Float[np.ndarray, "hands frames 21"]:
     """Distance of each tracked landmark from the true one, mm."""
     return np.linalg.norm(tracked_mm - true_mm, axis=-1)
 
 
-def mpjpe(tracked_mm: Keypoints, true_mm: Keypoints, valid: Valid) -> float:
+def mpjpe(tracked_mm: KeypointsMm, true_mm: KeypointsMm, valid: Valid) -> float:
     """Mean per-joint position error over valid hand instances, mm; NaN if there are none. Source: §5."""
     return _mean(landmark_errors(tracked_mm, true_mm)[valid])
 
 
 def landmark_accelerations(
-    keypoints_mm: Keypoints, valid: Valid
+    keypoints_mm: KeypointsMm, valid: Valid
 ) -> tuple[Float[np.ndarray, "hands inner 21"], Bool[np.ndarray, "hands inner"]]:
     """|x(t+1) + x(t-1) - 2 x(t)| per landmark, mm per frame², and where all three frames are valid."""
     acceleration = keypoints_mm[:, 2:] + keypoints_mm[:, :-2] - 2 * keypoints_mm[:, 1:-1]
     return np.linalg.norm(acceleration, axis=-1), valid[:, 2:] & valid[:, 1:-1] & valid[:, :-2]
 
 
-def mpjpa(keypoints_mm: Keypoints, valid: Valid) -> float:
+def mpjpa(keypoints_mm: KeypointsMm, valid: Valid) -> float:
     """Mean per-joint position acceleration, mm per frame²; NaN without three valid frames in a row.
 
     Source: Eq. 10, over frames whose neighbours are valid as in the published evaluation (the printed numbers of the
@@ -46,7 +46,7 @@ def mpjpa(keypoints_mm: Keypoints, valid: Valid) -> float:
     return _mean(lengths[inner])
 
 
-def pck(tracked_mm: Keypoints, true_mm: Keypoints, valid: Valid) -> Float[np.ndarray, "101"]:
+def pck(tracked_mm: KeypointsMm, true_mm: KeypointsMm, valid: Valid) -> Float[np.ndarray, "101"]:
     """Share of valid hand instances, in percent, whose mean landmark error lies below each of `PCK_THRESHOLDS_MM`."""
     errors = landmark_errors(tracked_mm, true_mm).mean(axis=-1)[valid]
     if not len(errors):
@@ -59,13 +59,13 @@ def auc(pck_percent: Float[np.ndarray, "101"]) -> float:
     return float(np.trapezoid(pck_percent, PCK_THRESHOLDS_MM) / PCK_THRESHOLDS_MM[-1])
 
 
-def error_per_landmark(tracked_mm: Keypoints, true_mm: Keypoints, valid: Valid) -> Float[np.ndarray, "21"]:
+def error_per_landmark(tracked_mm: KeypointsMm, true_mm: KeypointsMm, valid: Valid) -> Float[np.ndarray, "21"]:
     """Mean error of each landmark over valid hand instances, mm, in the order of `hands.LANDMARKS`."""
     errors = landmark_errors(tracked_mm, true_mm)[valid]
     return errors.mean(axis=0) if len(errors) else np.full(errors.shape[-1], np.nan)
 
 
-def pinch_distance(keypoints_mm: Keypoints) -> Float[np.ndarray, "hands frames"]:
+def pinch_distance(keypoints_mm: KeypointsMm) -> Float[np.ndarray, "hands frames"]:
     """Distance between the tips of thumb and index finger, mm. Source: d of Eq. 7 and 8."""
     return np.linalg.norm(keypoints_mm[..., THUMB_TIP, :] - keypoints_mm[..., INDEX_TIP, :], axis=-1)
 

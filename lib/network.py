@@ -28,7 +28,7 @@ MIN_SIGMA = 1e-5
 Features = Float[Tensor, "hands channels height width"]
 PairFeatures = Float[Tensor, "pairs channels height width"]
 """Features of those hands that two cameras see."""
-Poses = Float[Tensor, "hands 4 4"]
+_Poses = Float[Tensor, "hands 4 4"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class TemporalState:
     """
 
     memory: Float[Tensor, f"hands {MEMORY_CHANNELS} {FEATURE_SIZE} {FEATURE_SIZE}"]
-    camera_from_world: Poses
+    camera_from_world: _Poses
     tracked: Bool[Tensor, "hands"]
 
     @staticmethod
@@ -105,7 +105,7 @@ class HandPrediction:
     """
 
     joint_angles: Float[Tensor, f"hands {NUM_JOINTS}"]
-    world_from_wrist: Poses
+    world_from_wrist: _Poses
     landmark_sigma: Float[Tensor, f"hands {NUM_LANDMARKS}"]
     scale: Float[Tensor, "hands"] | None = None
 
@@ -305,7 +305,7 @@ class Regressor(nn.Module):
         )
 
 
-def feature_transform(features: Features, b_from_a: Poses) -> Features:
+def feature_transform(features: Features, b_from_a: _Poses) -> Features:
     """The feature transform layer (FTL): takes the channels as 3D points of frame a and gives them in frame b.
 
     The first third of the channels holds x, then y, then z. Source: Eq. 1, after Worrall et al. 2017 and Remelli et al.

@@ -27,7 +27,7 @@ from lib.hands import HANDS, NUM_JOINTS, NUM_LANDMARKS, HandModel, HandPoses, fo
 from lib.network import Features, HandPrediction, TemporalState, UmeTrack
 from lib.recordings import Recording
 
-Network = TypeVar("Network", bound=nn.Module)
+_Network = TypeVar("_Network", bound=nn.Module)
 CALIBRATION_SAMPLES = 30
 
 
@@ -114,7 +114,7 @@ def read_tracks(path: Path) -> Tracks:
     return Tracks(*(stored[name] for name in names), scale=scale, poses=poses, labelled=stored.get("labelled"))
 
 
-def prepare_for_inference(network: Network) -> Network:
+def prepare_for_inference(network: _Network) -> _Network:
     """The network in evaluation mode with every batch normalisation folded into the convolution before it.
 
     Changes `network` and its results by rounding only; do not train it afterwards.

@@ -13,7 +13,7 @@ from lib.multistage.energy import FitWeights
 from lib.multistage.fit import FIT_WEIGHTS
 from lib.multistage.tracker import MIN_CONFIDENCE
 from lib.study.claims import claims_table
-from lib.study.error_analysis import conditions_table, instance_errors, memory_table
+from lib.study.error_analysis import conditions_table, instance_errors, memory_table, parts_table
 from lib.study.methods import predict_all, predict_seeds
 from lib.study.pinch_detection import latency_table
 from lib.study.predictions import predict, weights_hash
@@ -54,7 +54,7 @@ def cells():
 
 
 def training():
-    return training_table({(TEMPORAL, s): made for s, made in predict(TEMPORAL, PROFILE, DATA).items()}, PROFILE)
+    return training_table(PROFILE, TEMPORAL, predict(TEMPORAL, PROFILE, DATA))
 
 
 def pinch_latency():
@@ -66,15 +66,13 @@ def memory(name):
 
 
 def scale():
-    return pd.concat(
-        scale_table(predictions()[name, "unknown"]).assign(method=name) for name in methods_of(predictions())
-    )
+    return scale_table([predictions()[name, "unknown"] for name in methods_of(predictions())])
 
 
-def conditions():
-    sequences = load_sequences(DATA, "test")
-    frames = [instance_errors(predictions()[name, "known"], sequences) for name in (TEMPORAL, BASELINE)]
-    return conditions_table(pd.concat(frames))
+@cache
+def instances(skeleton):
+    methods = [predictions()[name, skeleton] for name in (TEMPORAL, BASELINE)]
+    return instance_errors(methods, load_sequences(DATA, "test"))
 
 
 MAKE = {
@@ -90,7 +88,8 @@ MAKE = {
     "memory_full": lambda: memory("full"),
     "memory_full_temporal_loss": lambda: memory(TEMPORAL),
     "scale": scale,
-    "error_conditions": conditions,
+    "error_parts": lambda: parts_table({skeleton: instances(skeleton) for skeleton in ("known", "unknown")}),
+    "error_conditions": lambda: conditions_table(instances("known")),
     "claims": lambda: claims_table(predictions(), cells()).drop(columns="ours"),
 }
 

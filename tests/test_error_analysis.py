@@ -52,26 +52,26 @@ def shifted(sequences, along: float = 0.0, across: float = 0.0, method: str = "f
 
 def test_a_shift_is_told_from_a_wrong_shape(data):
     _, sequences = data
-    frames = instance_errors(shifted(sequences, along=-12.0, across=5.0), sequences)
+    frames = instance_errors([shifted(sequences, along=-12.0, across=5.0)], sequences)
     np.testing.assert_allclose(frames.error_mm, 13.0, rtol=1e-3)
     np.testing.assert_allclose(frames.along_signed_mm, -12.0, rtol=1e-3)
     np.testing.assert_allclose(frames.across_mm, 5.0, rtol=1e-3)
     np.testing.assert_allclose(frames.shape_mm, 0.0, atol=1e-3)
-    assert parts_table(frames).iloc[0].along_mm == pytest.approx(12.0, rel=1e-3)
+    assert parts_table({"known": frames}).iloc[0].along_mm == pytest.approx(12.0, rel=1e-3)
 
     right = shifted(sequences)
     spread = [replace(s, tracked_keypoints=s.tracked_keypoints.copy()) for s in right.sequences]
     for sequence in spread:
         sequence.tracked_keypoints[:, :, 1, 0] += 21.0
         sequence.tracked_keypoints[:, :, 2, 0] -= 21.0
-    frames = instance_errors(replace(right, sequences=tuple(spread)), sequences)
+    frames = instance_errors([replace(right, sequences=tuple(spread))], sequences)
     np.testing.assert_allclose(frames.shape_mm, 2.0, rtol=1e-3)
     np.testing.assert_allclose(frames[["along_mm", "across_mm"]], 0.0, atol=1e-2)
 
 
-def test_what_a_hand_frame_is_like(data):
+def test_what_a_hand_instance_is_like(data):
     _, sequences = data
-    frames = instance_errors(shifted(sequences), sequences)
+    frames = instance_errors([shifted(sequences)], sequences)
     there = set(zip(frames.sequence, frames.hand, frames.frame, strict=True))
     follows = [(name, hand, frame - 1) in there for name, hand, frame in sorted(there)]
     ordered = frames.sort_values(["sequence", "hand", "frame"])
@@ -88,7 +88,7 @@ def test_what_a_hand_frame_is_like(data):
 def test_conditions_share_the_instances_among_them(data):
     _, sequences = data
     near, far = (
-        instance_errors(shifted(sequences, along=error, method=method), sequences)
+        instance_errors([shifted(sequences, along=error, method=method)], sequences)
         for error, method in ((3.0, "full_temporal_loss"), (6.0, "multistage"))
     )
     table = conditions_table(pd.concat((near, far)))

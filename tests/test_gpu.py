@@ -26,7 +26,7 @@ from lib.recordings import Recording, read_recording
 from lib.rendered.shape import generic_hand
 from lib.study.benchmarks import benchmark_multistage, benchmark_tracking
 from lib.study.sequences import LabelledSequence
-from lib.study.streams import ExtractedStreams, HandStreams, track, track_both
+from lib.study.streams import ExtractedStreams, HandStreams, track_both, track_streams
 from lib.tracking import Tracker, prepare_for_inference
 from lib.training import Run, Task
 
@@ -106,7 +106,7 @@ def test_many_sequences_are_tracked_on_a_gpu(gpu, tmp_path):
     known, unknown = track_both(ExtractedStreams(network, HandStreams([sequence], "cuda")), generic_hand())
     assert known[0].valid_tracking.all()
     assert unknown[0].valid_tracking.all()
-    (again,) = track(ExtractedStreams(network, HandStreams([sequence], "cuda")), [sequence.crops.hand_model])
+    (again,) = track_streams(ExtractedStreams(network, HandStreams([sequence], "cuda")), [sequence.crops.hand_model])
     np.testing.assert_allclose(again[0].tracked_keypoints, known[0].tracked_keypoints)
 
 

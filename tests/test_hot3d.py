@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from lib.cameras import Fisheye44, Fisheye62, Fisheye624, Pinhole
 from lib.errors import InputError
 from lib.formats.hand_files import hand_to_json
-from lib.formats.hot3d import CAMERA_MODELS, camera_from_calibration, read_hot3d
+from lib.formats.hot3d import CALIBRATED_MODELS, camera_from_calibration, read_hot3d
 from lib.recordings import read_recording
 from lib.rendered.shape import generic_hand
 
@@ -193,7 +193,7 @@ def test_the_projections_of_this_test_differ():
 
 @pytest.mark.parametrize("model", ["OculusVisionFishEye62", "OculusVisionFishEye", "PinholePlane"])
 def test_only_fisheye624_may_leave_out_a_focal_length(model):
-    count = 3 + CAMERA_MODELS[model.upper()].num_distortion
+    count = 3 + CALIBRATED_MODELS[model.upper()].num_distortion
     with pytest.raises(InputError, match=rf"{model} takes {count + 1} projection parameters, got {count}"):
         camera_from_calibration(calibration(model, [240.0, 318.0, 240.0, *EIGHT][:count]))
 

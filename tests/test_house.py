@@ -1,10 +1,12 @@
 """How the modules of lib depend on one another."""
 
 import ast
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from conftest import ROOT
@@ -75,3 +77,31 @@ def test_names_are_defined():
         else:
             undefined.append(problem["message"])
     assert not undefined
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_use_what_there_is(path):
+    """Their imports of lib, and what they take from the modules that they import."""
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    code = ast.parse("\n".join("".join(cell["source"]) for cell in cells))
+    known, missing = {}, []
+    for node in ast.walk(code):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "lib":
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                known[alias.asname or alias.name] = getattr(module, alias.name, None) or _submodule(module, alias.name)
+    missing += [name for name, value in known.items() if value is None]
+    for node in ast.walk(code):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            value = known.get(node.value.id)
+            if isinstance(value, ModuleType) and not hasattr(value, node.attr):
+                missing.append(f"{node.value.id}.{node.attr}")
+    assert known
+    assert not missing
+
+
+def _submodule(module: ModuleType, name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(f"{module.__name__}.{name}")
+    except ModuleNotFoundError:
+        return None

@@ -9,7 +9,15 @@ import torch
 
 from lib.hands import INDEX_TIP, LEFT, RIGHT, THUMB_TIP, WRIST, for_hand
 from lib.rendered.arms import arm_scale, mirrored, sample_position, sample_wrist, wrist_bend
-from lib.rendered.contact import Capsules, Pairs, closest_points, cross_pairs, find_contacts, resolve, self_pairs
+from lib.rendered.contact import (
+    Capsules,
+    Pairs,
+    closest_points,
+    cross_pairs,
+    find_contacts,
+    resolve_contacts,
+    self_pairs,
+)
 from lib.rendered.encounters import ENCOUNTERS, sample_encounter
 from lib.rendered.motion import (
     LEAST_PINCHED_SHARE,
@@ -21,7 +29,7 @@ from lib.rendered.motion import (
     sample_motion,
 )
 from lib.rendered.pinches import fingertip_distance, solve_pinches
-from lib.rendered.postures import LIMIT_MARGIN, POSTURES, posture_angles, sample_posture
+from lib.rendered.postures import POSTURE_MARGIN, POSTURES, posture_angles, sample_posture
 from lib.rendered.shape import generic_hand, user_hand
 from lib.rendered.tracks import Timeline, blend_wrists
 
@@ -218,8 +226,8 @@ def test_library_postures_and_their_variations_stay_inside_the_limits():
     generator = np.random.default_rng(0)
     for name, posture in POSTURES.items():
         angles = np.stack([sample_posture(name, limits, generator) for _ in range(20)])
-        assert (angles >= limits[:, 0] + LIMIT_MARGIN - 1e-12).all(), name
-        assert (angles <= limits[:, 1] - LIMIT_MARGIN + 1e-12).all(), name
+        assert (angles >= limits[:, 0] + POSTURE_MARGIN - 1e-12).all(), name
+        assert (angles <= limits[:, 1] - POSTURE_MARGIN + 1e-12).all(), name
         assert np.abs(np.median(angles, axis=0) - posture_angles(posture)).max() < np.radians(18), name
         pip, dip = angles[:, 6::4], angles[:, 7::4]
         assert np.abs(dip - pip * 2 / 3).mean() < np.radians(6), name
@@ -290,7 +298,7 @@ def test_contact_gradients_match_finite_differences(hand):
         turned = angles.copy()
         turned[0, side, joint] += 1e-6
         differences[side, joint] = (overlap(angles) - overlap(turned)) / 1e-6
-    moved = (resolve(capsules, angles, wrists, pair, compliance, 1)[0] - angles)[0]
+    moved = (resolve_contacts(capsules, angles, wrists, pair, compliance, 1)[0] - angles)[0]
     assert np.abs(differences[hand, :8]).max() > 0.01
     np.testing.assert_allclose(moved / np.linalg.norm(moved), differences / np.linalg.norm(differences), atol=1e-3)
 
@@ -303,7 +311,7 @@ def test_resolving_a_fist_moves_fingers_out_of_each_other():
         pairs = self_pairs(capsules, 0.001)
         before = find_contacts(capsules.pose(angles, wrists), pairs).overlaps.max()
         compliance = np.tile(np.concatenate((np.ones(20), np.zeros(3))), 2)
-        resolved, _ = resolve(capsules, angles, wrists, pairs, compliance, 20)
+        resolved, _ = resolve_contacts(capsules, angles, wrists, pairs, compliance, 20)
         assert find_contacts(capsules.pose(resolved, wrists), pairs).overlaps.max(initial=0) < min(0.001, before / 2)
 
 

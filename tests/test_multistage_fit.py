@@ -11,9 +11,17 @@ from lib.cameras import Camera, Fisheye62, Fisheye624, Pinhole, PosedCamera
 from lib.hands import LANDMARKS, LEFT, RIGHT, HandModel, for_hand
 from lib.multistage.calibration import fit_scale
 from lib.multistage.descent import moved
-from lib.multistage.energy import NUM_RESIDUALS, FitWeights, evaluate, linearise, world_landmarks
+from lib.multistage.energy import NUM_RESIDUALS, FitWeights, linearise, total_energy, world_landmarks
 from lib.multistage.fit import FIT_WEIGHTS, Expectation, HandPose, Observation, fit_pose, one_hand
-from lib.multistage.kinematics import LIMIT_MARGIN, NUM_PARAMETERS, NUM_POSE, Skeleton, lens_of, project, unproject
+from lib.multistage.kinematics import (
+    LIMIT_MARGIN,
+    NUM_PARAMETERS,
+    NUM_POSE,
+    FitSkeleton,
+    lens_of,
+    project_point,
+    unproject,
+)
 from lib.rendered.scene import sample_rig
 from lib.rendered.shape import user_hand
 from lib.transforms import homogeneous
@@ -78,7 +86,7 @@ def as_arrays(pose: HandPose, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def test_kinematics_are_those_of_the_hand_model(rng, hand, side):
     pose = HandPose(random_angles(rng, hand, 1), for_hand(random_poses(rng, 1), side))
     points, derivative = np.empty((21, 3)), np.zeros((21, 3, NUM_PARAMETERS))
-    world_landmarks(Skeleton.of(hand), as_arrays(pose), 1.3, points, derivative)
+    world_landmarks(FitSkeleton.of(hand), as_arrays(pose), 1.3, points, derivative)
     assert_close(torch.from_numpy(points), pose.landmarks(hand.scaled(1.3))[0], atol=1e-12, rtol=0)
 
 
@@ -97,7 +105,7 @@ def test_projection_is_that_of_the_camera(rng, kind):
     lens = lens_of(camera)[0]
     for point, expected_pixel in zip(points.numpy(), camera.project(points).numpy(), strict=True):
         pixel, derivative, ray = np.empty(2), np.empty((2, 3)), np.empty(3)
-        project(lens, point, pixel, derivative)
+        project_point(lens, point, pixel, derivative)
         np.testing.assert_allclose(pixel, expected_pixel, atol=1e-9)
         step = 1e-6 * np.eye(3)
         numeric = (camera.project(torch.tensor(point + step)) - camera.project(torch.tensor(point - step))) / 2e-6
@@ -122,10 +130,10 @@ def energy_at(rng, hand, outlier_px: float):
     pose, _, observation = sample(rng, hand, 1)
     start, previous = as_arrays(perturbed(rng, pose)), as_arrays(perturbed(rng, pose))
     weights = FitWeights(outlier_px=outlier_px)
-    return Skeleton.of(hand), one_hand(observation.fit_input(), 0), weights, start, previous
+    return FitSkeleton.of(hand), one_hand(observation.fit_input(), 0), weights, start, previous
 
 
-def stepped(skeleton: Skeleton, pose, scale: float, parameter: int, size: float):
+def stepped(skeleton: FitSkeleton, pose, scale: float, parameter: int, size: float):
     step = size * np.eye(NUM_PARAMETERS)[parameter]
     return moved(skeleton, pose, step[:NUM_POSE]), scale + step[NUM_POSE]
 
@@ -153,7 +161,7 @@ def test_the_gradient_is_that_of_the_energy(rng, hand):
 
     def energy_of(pose, scale):
         gradient, hessian = np.empty(NUM_PARAMETERS), np.empty((NUM_PARAMETERS, NUM_PARAMETERS))
-        return evaluate(skeleton, fit_input, weights, pose, previous, 300.0, scale, gradient, hessian), gradient
+        return total_energy(skeleton, fit_input, weights, pose, previous, 300.0, scale, gradient, hessian), gradient
 
     energy, gradient = energy_of(pose, 1.1)
     for parameter in range(NUM_PARAMETERS):

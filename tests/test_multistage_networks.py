@@ -34,7 +34,7 @@ from lib.multistage.keypoints import (
     KeyNetConfig,
     decode,
     hand_scale,
-    predict,
+    predict_keypoints,
     pretrain,
     prior,
     targets,
@@ -322,7 +322,7 @@ def test_keynet_learns_a_hand_by_heart(tmp_path):
     assert run.log[-1]["hits_percent"] > 20
     network = load_weights(tmp_path / "keynet.safetensors", KeyNet, KeyNetConfig)
     assert network.config == KeyNetConfig()
-    assert predict(network, batch.images, batch.prior).pixels.shape == (2, 21, 2)
+    assert predict_keypoints(network, batch.images, batch.prior).pixels.shape == (2, 21, 2)
 
 
 def test_detnet_learns_a_few_views_by_heart(views, tmp_path):

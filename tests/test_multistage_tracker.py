@@ -21,7 +21,7 @@ from lib.multistage.hand_crops import (
     ground_truth_crops,
     take_pictures,
 )
-from lib.multistage.keypoints import KeyNet, KeyNetConfig, Keypoints, predict
+from lib.multistage.keypoints import KeyNet, KeyNetConfig, Keypoints, predict_keypoints
 from lib.multistage.sources import (
     KeypointRequest,
     KeypointSource,
@@ -380,7 +380,7 @@ def test_untrained_networks_track_without_failing(recording):
     tracker.track_known(recording, recording.hand_model)
     together = source(requests)
     for request, answer in zip(requests, together, strict=True):
-        alone = predict(network, request.images, request.prior)
+        alone = predict_keypoints(network, request.images, request.prior)
         torch.testing.assert_close(answer.pixels, alone.pixels, atol=1e-3, rtol=0)
     detector = network_circles(DetNet(DetNetConfig()))
     tracks = MultistageTracker(source, detector).track_known(recording, recording.hand_model)

@@ -119,7 +119,7 @@ def test_predicted_again_after_a_change(dataset, results, monkeypatch, change):
     if change == "data":
         reindex(dataset, fingerprint="changed")
     elif change == "version":
-        monkeypatch.setattr("lib.study.predictions.VERSION", -1)
+        monkeypatch.setattr("lib.study.predictions.PREDICTIONS_VERSION", -1)
     elif change == "missing":
         (results / "predictions" / "method_unknown.npz").unlink()
     load_or_predict(("method",), "tiny", dataset, "other weights" if change == "weights" else "weights", method)

@@ -14,7 +14,7 @@ from lib.errors import InputError
 from lib.hands import LEFT, RIGHT
 from lib.recordings import Recording, read_recording
 from lib.rendered.dataset import SequenceKey, sample_sequence, write_recording
-from lib.study.realism import COLUMNS, VIEW_SIZE, detection_table, detector_views, whole_in_frame
+from lib.study.realism import COLUMNS, VIEW_SIZE, detector_views, realism_table, whole_in_frame
 
 FRONT = [1, 2]
 ELBOWS = torch.tensor([[-0.2, 0.4, 0.15], [0.2, 0.4, 0.15]], dtype=torch.float64)
@@ -109,7 +109,7 @@ def test_no_whole_hand_is_an_error(rendered: Recording):
 
 def test_detections_are_counted_by_protocol_and_overall():
     views = pd.DataFrame({"protocol": ["hand_hand", "hand_hand", "separate_hand"], "frame": [1, 2, 3]})
-    table = detection_table(views, np.array([True, False, True]), "detector 1.0", 0.5).set_index("protocol")
+    table = realism_table(views, np.array([True, False, True]), "detector 1.0", 0.5).set_index("protocol")
     assert table.views.to_dict() == {"all": 3, "hand_hand": 2, "separate_hand": 1}
     assert table.detected.to_dict() == {"all": 2, "hand_hand": 1, "separate_hand": 1}
     assert table.detected_percent.to_dict() == {"all": 66.7, "hand_hand": 50.0, "separate_hand": 100.0}

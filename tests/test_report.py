@@ -37,7 +37,7 @@ def results(tmp_path, monkeypatch) -> Path:
         pd.DataFrame({"step": [249, 499], "crops": [4000, 8000], "seconds": [60.0, 119.0]}).to_csv(
             run / "curve.csv", index=False
         )
-    save_table(training_table({("full", "known"): predictions["full", "known"]}, "tiny"), "tiny", "training")
+    save_table(training_table("tiny", "full", {"known": predictions["full", "known"]}), "tiny", "training")
     return folder
 
 

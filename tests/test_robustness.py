@@ -1,4 +1,4 @@
-"""Sequences are spoilt as their conditions say, both methods run on them, and a network can be made to forget."""
+"""Sequences are corrupted as their conditions say, both methods run on them, and a network can be made to forget."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lib.multistage.keypoints import KeyNet, KeyNetConfig
 from lib.multistage.sources import labelled_keypoints
 from lib.study.robustness import (
     BLUR_PX,
-    CONDITIONS,
+    CORRUPTIONS,
     MISMEASURED,
     NOISE,
     TURNED_DEGREES,
@@ -30,7 +30,7 @@ from lib.study.robustness import (
     track_cached,
 )
 from lib.study.sequences import load_sequences
-from lib.study.streams import ExtractedStreams, HandStreams, track
+from lib.study.streams import ExtractedStreams, HandStreams, track_streams
 from lib.tracking import prepare_for_inference
 
 
@@ -39,7 +39,7 @@ def sequences(tmp_path_factory):
     return load_sequences(tiny_dataset(tmp_path_factory.mktemp("data"), motions=("separate_hand",)), "test", workers=1)
 
 
-def test_pictures_are_spoilt_and_labels_are_not(sequences, rng):
+def test_pictures_are_corrupted_and_labels_are_not(sequences, rng):
     crops = sequences[0].crops
     true = crops.images.astype(float)
     middle = (true > 60) & (true < 195)  # where no noise is cut off
@@ -49,9 +49,9 @@ def test_pictures_are_spoilt_and_labels_are_not(sequences, rng):
     ]
     assert BLUR_PX > 1
     assert sharpness[1] < 0.8 * sharpness[0]
-    for spoilt in (noisy(crops, rng), blurred(crops, rng)):
-        assert spoilt.images.dtype == np.uint8
-        np.testing.assert_array_equal(spoilt.world_from_crop, crops.world_from_crop)
+    for corrupted in (noisy(crops, rng), blurred(crops, rng)):
+        assert corrupted.images.dtype == np.uint8
+        np.testing.assert_array_equal(corrupted.world_from_crop, crops.world_from_crop)
 
 
 def test_only_the_second_camera_turns_and_stays_where_it_is(sequences, rng):
@@ -71,7 +71,7 @@ def test_true_keypoints_fail_with_a_wrong_skeleton(sequences, monkeypatch):
     monkeypatch.setattr("lib.study.robustness.in_processes", run_here)
     fit = partial(track_cached, labelled_keypoints)
     table = robustness_table(sequences, {"fit": fit}).set_index("condition")
-    assert list(table.index) == list(CONDITIONS)
+    assert list(table.index) == list(CORRUPTIONS)
     error = dict(zip(("rendered", "noise", "blur", "camera", "skeleton", "one"), table.mpjpe_mm, strict=True))
     assert error["noise"] == error["blur"] == error["rendered"]
     assert max(error[name] for name in error if name != "skeleton") < 1.0
@@ -87,9 +87,9 @@ def test_without_memory_every_frame_starts_afresh(sequences):
     torch.nn.init.normal_(plain.temporal[0].weight)
     network = prepare_for_inference(plain)
     streams = HandStreams(sequences)
-    remembering = track(ExtractedStreams(network, streams), models)[0][0].tracked_keypoints
+    remembering = track_streams(ExtractedStreams(network, streams), models)[0][0].tracked_keypoints
     frame = next(f for f in range(2, streams.frames) if (streams.views[f - 1 : f + 1] > 0).all())
-    forgetting = track(ExtractedStreams(network, streams), models, memory=False)[0][0].tracked_keypoints
+    forgetting = track_streams(ExtractedStreams(network, streams), models, memory=False)[0][0].tracked_keypoints
     first = forgetting[:, 0]
     np.testing.assert_array_equal(first, remembering[:, 0])
     assert np.abs(forgetting[:, frame] - remembering[:, frame]).max() > 1.0

@@ -13,7 +13,7 @@ from lib.rendered.backgrounds import SIZE, Environment, _with_border, sample_env
 from lib.rendered.bodies import FOREARM, FOREARM_BONES, UPPER_ARM, UPPER_ARM_BONES, Look, assemble, sample_look
 from lib.rendered.lighting import illuminate, sky_directions
 from lib.rendered.motion import sample_motion
-from lib.rendered.raster import render_frame, skin
+from lib.rendered.raster import render_frame, skin_vertices
 from lib.rendered.scene import nominal_rig, sample_rig, sample_scene
 from lib.rendered.sensor import sample_sensor
 from lib.rendered.shape import generic_hand, user_hand, vertex_albedo
@@ -118,7 +118,9 @@ def test_bones_carry_the_mesh_of_the_hand_model(scene):
     assert np.allclose(weights, 1, atol=2e-3)
     assert (mesh.bone_weights >= 0).all()
     hand = user_hand(0).to(dtype=torch.float64)
-    posed = skin(mesh.rest_positions, mesh.bone_indices, mesh.bone_weights, scene.bones[7])[: mesh.vertex_offsets[1]]
+    posed = skin_vertices(mesh.rest_positions, mesh.bone_indices, mesh.bone_weights, scene.bones[7])[
+        : mesh.vertex_offsets[1]
+    ]
     fingers = hand.mesh_vertices[:, 0].numpy() > 0.02
     bones = torch.from_numpy(
         np.concatenate((scene.bones[7, :NUM_BONES], np.tile([[[0, 0, 0, 1.0]]], (NUM_BONES, 1, 1))), axis=1)

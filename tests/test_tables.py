@@ -227,7 +227,7 @@ def test_seeds_are_read_off_the_curves(tmp_path, monkeypatch):
 
 
 def test_scale_of_each_user():
-    table = scale_table(made_up(9.0, 3.0)["unknown"])
+    table = scale_table([made_up(9.0, 3.0)["unknown"]])
     assert table.user.tolist() == ["user_44", "user_45", "user_46", "user_47"]
     np.testing.assert_allclose(table.error_percent, 100 * (1.0 / 1.1 - 1))
 

@@ -1,4 +1,4 @@
-"""`evaluate`: whole folders of recordings, tracked and compared with their labels."""
+"""`run_evaluate`: whole folders of recordings, tracked and compared with their labels."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ RELEASED = {"umetrack": "full_temporal_loss.safetensors", "multistage": ""}
 
 
 def add_evaluate(commands) -> None:
-    """Add `evaluate`."""
+    """Add `run_evaluate`."""
     command = commands.add_parser("evaluate", help="track all recordings of a folder and print the paper's table")
-    command.set_defaults(run=evaluate)
+    command.set_defaults(run=run_evaluate)
     command.add_argument("folder", type=Path, help="recordings in the raw_data layout, at any depth")
     add_method(command)
     command.add_argument("--weights", type=Path, help="as of track (default: the released ones)")
@@ -45,7 +45,7 @@ def add_evaluate(commands) -> None:
     add_device(command)
 
 
-def evaluate(options: argparse.Namespace) -> int:
+def run_evaluate(options: argparse.Namespace) -> int:
     """Track what is not tracked yet; print and write the table of all that is. The exit code is 1 if some failed."""
     if options.weights is None:
         options.weights = results_folder("reference") / "checkpoints" / RELEASED[options.method]

@@ -19,9 +19,9 @@ from lib.rendered.shape import generic_hand
 from lib.study.benchmarks import benchmark_multistage, benchmark_rendering, benchmark_tracking, benchmark_training
 from lib.study.experiments import EXPERIMENTS, PUBLISHED_NETWORK, REFERENCE_NETWORK, train_experiment
 from lib.study.methods import make_predictions
-from lib.study.methods import tune as tune_methods
+from lib.study.methods import run_tune as tune_methods
 from lib.study.recipe import VARIANTS
-from lib.study.recipe import search as search_recipe
+from lib.study.recipe import run_search as search_recipe
 from lib.study.report import write_report
 from lib.study.results import ROOT
 from lib.study.settings import read_settings
@@ -105,13 +105,13 @@ def list_experiments(options: argparse.Namespace) -> None:
 
 def _add_predict(commands) -> None:
     command = commands.add_parser("predict", help="track the test split by every method, where that is not done yet")
-    command.set_defaults(run=predict)
+    command.set_defaults(run=run_predict)
     add_profile(command)
     add_workers(command)
     add_device(command)
 
 
-def predict(options: argparse.Namespace) -> None:
+def run_predict(options: argparse.Namespace) -> None:
     """Make what is missing of the predictions that tables and figures are made of."""
     workers = 1 if options.device.startswith("cuda") else options.workers
     make_predictions(options.profile, _data(options), workers, options.device)
@@ -119,7 +119,7 @@ def predict(options: argparse.Namespace) -> None:
 
 def _add_search(commands) -> None:
     command = commands.add_parser("search", help="train variants of the recipe, briefly; adds to tables/recipe.csv")
-    command.set_defaults(run=search)
+    command.set_defaults(run=run_search)
     command.add_argument("variants", nargs="*", help="default: all of them")
     command.add_argument("--crops", type=positive, default=200_000, help="how many crops each of them sees")
     add_precision(command)
@@ -127,7 +127,7 @@ def _add_search(commands) -> None:
     add_device(command)
 
 
-def search(options: argparse.Namespace) -> None:
+def run_search(options: argparse.Namespace) -> None:
     """Compare training recipes and print the table."""
     data = _data(options)
     names = options.variants or list(VARIANTS)
@@ -139,7 +139,7 @@ def search(options: argparse.Namespace) -> None:
 
 def _add_tune(commands) -> None:
     command = commands.add_parser("tune", help="tune hyperparameters on validation users")
-    command.set_defaults(run=tune)
+    command.set_defaults(run=run_tune)
     command.add_argument(
         "names", nargs="*", help="one_euro, fit_weights, hand_confidence, pinch_thresholds (default: all)"
     )
@@ -147,7 +147,7 @@ def _add_tune(commands) -> None:
     add_device(command)
 
 
-def tune(options: argparse.Namespace) -> None:
+def run_tune(options: argparse.Namespace) -> None:
     """Tune hyperparameters on validation users, and print the tables."""
     data = _data(options)
     tables = tune_methods(options.profile, data, options.device, options.names)

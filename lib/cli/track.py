@@ -1,4 +1,4 @@
-"""`track`, and the tracking that others time."""
+"""`run_track`, and the tracking that others time."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from lib.multistage.tracker import MultistageTracker
 from lib.overlay import write_overlay
 from lib.recordings import Recording, read_recording
 from lib.rendered.shape import generic_hand
+from lib.study.predictions import SkeletonKind
 from lib.tracking import CALIBRATION_SAMPLES, Tracker, Tracks
 
 
 def add_track(commands) -> None:
-    """Add `track`."""
+    """Add `run_track`."""
     command = commands.add_parser("track", help="track the hands of a recording and compare them with its labels")
-    command.set_defaults(run=track)
+    command.set_defaults(run=run_track)
     command.add_argument("recording", type=Path, help="video of four views, its .json beside it (raw_data layout)")
     add_method(command)
     command.add_argument(
@@ -60,7 +61,7 @@ def add_calibration(command: argparse.ArgumentParser) -> None:
     )
 
 
-def track(options: argparse.Namespace) -> None:
+def run_track(options: argparse.Namespace) -> None:
     """Track a recording, save the result, print the metrics."""
     method = method_of(options)
     refuse_overwriting({"--output": options.output, "--overlay": options.overlay}, _tracked_files(options))
@@ -73,7 +74,7 @@ def track(options: argparse.Namespace) -> None:
 
 
 def _tracked_files(options: argparse.Namespace) -> dict[str, Path]:
-    """What `track` reads, by the names that its messages give them."""
+    """What `run_track` reads, by the names that its messages give them."""
     files = {
         "the recording's video": options.recording,
         "the recording's .json": options.recording.with_suffix(".json"),
@@ -92,8 +93,7 @@ def method_of(options: argparse.Namespace) -> Method:
     return Method(options.method, options.weights, options.crops, options.device, generic, samples)
 
 
-Skeleton = Literal["known", "unknown"]
-VERSION = 1
+TRACKS_VERSION = 1
 """Raised whenever the same weights and recording no longer give the same tracks."""
 
 
@@ -116,7 +116,7 @@ class Method:
         detects = detector(self.weights / "detnet.safetensors", self.device) if self.crops == "own" else None
         return MultistageTracker(keypoint_source(self.weights / "keynet.safetensors", self.device), detects)
 
-    def track(self, recording: Recording, skeleton: Skeleton) -> Tracks:
+    def run_track(self, recording: Recording, skeleton: SkeletonKind) -> Tracks:
         """The tracks of a recording. Raises InputError if nothing can be tracked, and says why."""
         check_trackable(recording, self.crops, skeleton)
         tracker = self.tracker()
@@ -141,7 +141,7 @@ class Method:
         for path in self.files():
             if not path.is_file():
                 raise InputError(f"no file {path}: give the weights of {self.name} by --weights")
-        about = [VERSION, self.name, self.crops, self.calibration_samples, *map(sha256_of, self.files())]
+        about = [TRACKS_VERSION, self.name, self.crops, self.calibration_samples, *map(sha256_of, self.files())]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
 
 

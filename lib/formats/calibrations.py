@@ -26,7 +26,7 @@ RADIAL_TANGENTIAL = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")
 
 
 @dataclass(frozen=True)
-class Rig:
+class CalibratedRig:
     """Cameras of any sizes and models, and where they are (m)."""
 
     cameras: tuple[Camera, ...]
@@ -58,7 +58,7 @@ def _size_and_parameters(camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
     return size, torch.cat((camera.focal_px, camera.center_px)), camera.distortion
 
 
-def read_rig(paths: Sequence[Path]) -> Rig:
+def read_rig(paths: Sequence[Path]) -> CalibratedRig:
     """The rig of one Kalibr or Basalt file, or of one OpenCV or ROS file a camera. Raises InputError.
 
     A camera of several OpenCV files needs its place, `rig_from_camera` (4 x 4, m), but for the first.
@@ -76,7 +76,7 @@ def read_rig(paths: Sequence[Path]) -> Rig:
             with describing(path):
                 cameras.append(_opencv(content))
                 poses.append(_matrix(content, "rig_from_camera") if poses or "rig_from_camera" in content else _STILL)
-        rig = Rig(tuple(cameras), torch.stack(poses))
+        rig = CalibratedRig(tuple(cameras), torch.stack(poses))
     with describing(paths[0]):
         for camera in rig.cameras:
             check_lens(camera)
@@ -110,7 +110,7 @@ def _opencv_matrix(loader: _Loader, node: yaml.Node) -> dict:
 _Loader.add_constructor("tag:yaml.org,2002:opencv-matrix", _opencv_matrix)
 
 
-def _kalibr(stored: Json) -> Rig:
+def _kalibr(stored: Json) -> CalibratedRig:
     """`camN` one after the other, each placed relative to the one before (`T_cn_cnm1`)."""
     cameras, poses = [], [_STILL]
     for index in range(len(stored)):
@@ -126,10 +126,10 @@ def _kalibr(stored: Json) -> Rig:
             cameras.append(_camera(model, json_array(entry, "resolution", (2,)), intrinsics, lens))
             if index:
                 poses.append(poses[-1] @ invert(_matrix(entry, "T_cn_cnm1")))
-    return Rig(tuple(cameras), torch.stack(poses))
+    return CalibratedRig(tuple(cameras), torch.stack(poses))
 
 
-def _basalt(stored: Json) -> Rig:
+def _basalt(stored: Json) -> CalibratedRig:
     cameras = []
     sizes = json_array(stored, "resolution", (None, 2))
     entries, places = field(stored, "intrinsics"), field(stored, "T_imu_cam")
@@ -153,7 +153,7 @@ def _basalt(stored: Json) -> Rig:
             check_rotation("qw qx qy qz", quaternion)
             position = torch.stack([json_array(place, name, ()) for name in ("px", "py", "pz")])
             poses.append(homogeneous(quaternion_rotation(quaternion), position))
-    return Rig(tuple(cameras), torch.stack(poses))
+    return CalibratedRig(tuple(cameras), torch.stack(poses))
 
 
 def _opencv(stored: Json) -> Camera:

@@ -30,7 +30,7 @@ ARM, MAX_WRIST_DISTANCE = 1.0, 3.0
 """What an arm reaches, and the limit for a labelled wrist: distances from the nearest camera (m)."""
 MAX_POSITION = 10_000.0
 """Distance of anything from the origin of the world (m)."""
-MAX_ANGLE = math.pi
+MAX_JOINT_ANGLE = math.pi
 """Of a labelled joint (rad)."""
 MAX_SIDE = 16_384
 """Of a picture (px)."""
@@ -298,7 +298,7 @@ def check_joint_angles(
     name: str, joint_angles: Float[Tensor, "frames 2 22"], labelled: Bool[Tensor, "frames 2"]
 ) -> None:
     """Labelled angles below half a turn. Real labels exceed the joints' limits by some degrees."""
-    wrong = (joint_angles.abs() > MAX_ANGLE) & labelled[..., None]
+    wrong = (joint_angles.abs() > MAX_JOINT_ANGLE) & labelled[..., None]
     refuse(wrong, f"{name}{{place}} is {{value}} rad, expected at most half a turn: in degrees?", joint_angles)
 
 

@@ -28,7 +28,7 @@ from lib.formats.hand_files import hand_from_json, read_hand
 from lib.hands import HAND_NAMES, NUM_FINGER_JOINTS, NUM_JOINTS, HandModel
 from lib.transforms import homogeneous, quaternion_rotation
 
-CAMERA_MODELS = {
+CALIBRATED_MODELS = {
     "FISHEYE624": Fisheye624,
     "OCULUSVISIONFISHEYE624": Fisheye624,
     "OCULUSVISIONFISHEYE62": Fisheye62,
@@ -252,11 +252,11 @@ def _read_trajectory(path: Path) -> tuple[list[int], list[_HandPair]]:
 def camera_from_calibration(calibration: Json) -> Camera:
     """The camera of a calibration entry, in the spelling of clips or of recordings.
 
-    Raises InputError for a model that is not in `CAMERA_MODELS`, a wrong number of parameters or impossible values.
+    Raises InputError for a model that is not in `CALIBRATED_MODELS`, a wrong number of parameters or impossible values.
     """
     clip = "projection_model_type" in calibration
     named = str(calibration["projection_model_type" if clip else "projectionModelType"])
-    model = CAMERA_MODELS.get(key := named.split(".")[-1].upper())
+    model = CALIBRATED_MODELS.get(key := named.split(".")[-1].upper())
     if model is None:
         raise InputError(f"unknown camera model {named}: known are {', '.join(CAMERA_MODELS)}")
     parameters = json_array(calibration, "projection_params" if clip else "projectionParams", (None,))

@@ -21,11 +21,11 @@ from lib.multistage.descent import (
     moved,
     solve_factorised,
 )
-from lib.multistage.energy import FitInput, evaluate
+from lib.multistage.energy import FitInput, total_energy
 from lib.multistage.fit import FIT_WEIGHTS, HandPose, Observation, one_hand
-from lib.multistage.kinematics import NUM_PARAMETERS, NUM_POSE, Skeleton
+from lib.multistage.kinematics import NUM_PARAMETERS, NUM_POSE, FitSkeleton
 
-ITERATIONS = 30
+CALIBRATION_ITERATIONS = 30
 
 
 def fit_scale(
@@ -53,7 +53,7 @@ def fit_scale(
     angles = joined(start.joint_angles.numpy()[:, :NUM_FINGER_JOINTS] for start in starts)
     wrists = joined(start.world_from_wrist.numpy() for start in starts)
     chosen = FitInput(*(joined(fields) for fields in zip(*fit_inputs, strict=True)))
-    return float(_fit_scale(Skeleton.of(model), chosen, FIT_WEIGHTS, angles, wrists))
+    return float(_fit_scale(FitSkeleton.of(model), chosen, FIT_WEIGHTS, angles, wrists))
 
 
 @compiled
@@ -65,7 +65,7 @@ def _fit_scale(skeleton, fit_inputs, weights, angles, wrists):
     new_angles, new_wrists = np.empty_like(angles), np.empty_like(wrists)
     scale, damping = 1.0, FIRST_DAMPING
     energy = _linearise_all(skeleton, fit_inputs, weights, angles, wrists, scale, gradients, hessians)
-    for _ in range(ITERATIONS):
+    for _ in range(CALIBRATION_ITERATIONS):
         new_scale = scale + _step(skeleton, angles, wrists, gradients, hessians, damping, new_angles, new_wrists)
         new_energy = np.inf
         if new_scale > 0.0:
@@ -89,7 +89,7 @@ def _linearise_all(skeleton, fit_inputs, weights, angles, wrists, scale, gradien
     energy = 0.0
     for hand in range(len(angles)):
         pose = angles[hand], wrists[hand]
-        energy += evaluate(
+        energy += total_energy(
             skeleton, one_hand(fit_inputs, hand), weights, pose, pose, 0.0, scale, gradients[hand], hessians[hand]
         )
     return energy

@@ -6,7 +6,7 @@ import numpy as np
 
 from lib.compiled import compiled
 from lib.hands import NUM_FINGER_JOINTS
-from lib.multistage.energy import evaluate
+from lib.multistage.energy import total_energy
 from lib.multistage.kinematics import NUM_PARAMETERS, NUM_POSE, NUM_WRIST, dot, multiply, rodrigues
 
 CONVERGED = 1e-6
@@ -20,7 +20,7 @@ def minimise(skeleton, fit_input, weights, start, previous, temporal, iterations
     gradient, hessian = np.empty(NUM_PARAMETERS), np.empty((NUM_PARAMETERS, NUM_PARAMETERS))
     new_gradient, new_hessian = np.empty_like(gradient), np.empty_like(hessian)
     pose = moved(skeleton, start, np.zeros(NUM_POSE))
-    energy = evaluate(skeleton, fit_input, weights, pose, previous, temporal, 1.0, gradient, hessian)
+    energy = total_energy(skeleton, fit_input, weights, pose, previous, temporal, 1.0, gradient, hessian)
     damping = FIRST_DAMPING
     for _ in range(iterations):
         step, factor = -gradient, hessian.copy()
@@ -29,7 +29,7 @@ def minimise(skeleton, fit_input, weights, start, previous, temporal, iterations
             break
         solve_factorised(factor, step, NUM_POSE)
         candidate = moved(skeleton, pose, step)
-        new_energy = evaluate(
+        new_energy = total_energy(
             skeleton, fit_input, weights, candidate, previous, temporal, 1.0, new_gradient, new_hessian
         )
         if new_energy < energy:

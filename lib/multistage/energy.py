@@ -13,7 +13,7 @@ from jaxtyping import Float
 from lib.compiled import compiled
 from lib.crops import MAX_VIEWS
 from lib.hands import NUM_FINGER_JOINTS, NUM_LANDMARKS
-from lib.multistage.kinematics import NUM_PARAMETERS, NUM_POSE, NUM_WRIST, dot, pose_landmarks, project
+from lib.multistage.kinematics import NUM_PARAMETERS, NUM_POSE, NUM_WRIST, dot, pose_landmarks, project_point
 
 NUM_RESIDUALS = MAX_VIEWS * NUM_LANDMARKS * 3
 _MM, _DM = 1e3, 10.0
@@ -74,7 +74,7 @@ def linearise(skeleton, fit_input, weights, pose, scale, residuals, jacobian):
             for axis in range(3):
                 seen[axis] = dot(camera[axis], points[landmark]) + camera[axis, 3]
             distance = np.sqrt(dot(seen, seen))
-            project(fit_input.lenses[view], seen, pixel, by_point)
+            project_point(fit_input.lenses[view], seen, pixel, by_point)
             residuals[row] = pixel[0] - fit_input.pixels[view, landmark, 0]
             residuals[row + 1] = pixel[1] - fit_input.pixels[view, landmark, 1]
             residuals[row + 2] = millimetre * (distance - scale * fit_input.relative_distance[view, landmark])
@@ -196,7 +196,7 @@ def normal_equations(residuals, jacobian, gradient, hessian):
 
 
 @compiled
-def evaluate(skeleton, fit_input, weights, pose, previous, temporal, scale, gradient, hessian):
+def total_energy(skeleton, fit_input, weights, pose, previous, temporal, scale, gradient, hessian):
     """The energy of a pose (joint angles, wrist); write gradient and Hessian of its half, by Gauss and Newton.
 
     `temporal` is the weight of the pose `previous`, of the same form.

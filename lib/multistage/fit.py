@@ -24,12 +24,12 @@ from lib.multistage.descent import minimise
 from lib.multistage.energy import FitInput, FitWeights, is_shown, world_landmarks
 from lib.multistage.kinematics import (
     NUM_PARAMETERS,
-    Skeleton,
+    FitSkeleton,
     dot,
     lens_of,
     multiply,
     pose_landmarks,
-    project,
+    project_point,
     unproject,
 )
 
@@ -145,7 +145,7 @@ def fit_pose(
             angles[index], wrists[index] = pose.joint_angles[:, :20], pose.world_from_wrist
     outcome = np.zeros((hands, 3))
     right = hand.numpy() == RIGHT
-    _fit_hands(Skeleton.of(model), fit_input, weights, ITERATIONS, right, exists, angles, wrists, outcome)
+    _fit_hands(FitSkeleton.of(model), fit_input, weights, ITERATIONS, right, exists, angles, wrists, outcome)
     joint_angles = torch.nn.functional.pad(torch.from_numpy(angles[0]), (0, 2))
     energy, residual_px, found = torch.from_numpy(outcome).unbind(dim=-1)
     return FitResult(HandPose(joint_angles, torch.from_numpy(wrists[0])), energy, residual_px, found > 0)
@@ -203,7 +203,7 @@ def _judge(skeleton, fit_input, pose, energy):
         depth = 0.0
         for landmark in range(NUM_LANDMARKS):
             _to_camera(fit_input.camera_from_world[view], points[landmark], seen)
-            project(fit_input.lenses[view], seen, pixel, by_point)
+            project_point(fit_input.lenses[view], seen, pixel, by_point)
             depth += seen[2] / NUM_LANDMARKS
             weight = fit_input.confidence[view, landmark]
             x, y = pixel[0] - fit_input.pixels[view, landmark, 0], pixel[1] - fit_input.pixels[view, landmark, 1]

@@ -43,7 +43,7 @@ RESIDUAL_IMAGE_BLOCKS, RESIDUAL_TRUNK_BLOCKS = ((32, 1, 2), (64, 2, 3)), ((128, 
 FEATURE_CHANNELS = 160
 
 Images = Float[Tensor, f"crops 1 {CROP_SIZE} {CROP_SIZE}"]
-Pixels = Float[Tensor, "*batch 21 2"]
+_Pixels = Float[Tensor, "*batch 21 2"]
 Distances = Float[Tensor, "*batch 21"]
 
 
@@ -84,7 +84,7 @@ class KeyNet(nn.Module):
     def __init__(self, config: KeyNetConfig):
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config)
+        self.backbone = KeypointBackbone(config)
         self.plane = nn.Sequential(
             convolution(FEATURE_CHANNELS, 63, kernel=3, padding=2), nn.ReLU(inplace=True),
             nn.ConvTranspose2d(63, 42, kernel_size=2, stride=2),
@@ -114,7 +114,7 @@ class KeyNet(nn.Module):
         return Heatmaps(self.plane(features), self.distance(features))
 
 
-class Backbone(nn.Module):
+class KeypointBackbone(nn.Module):
     """Image branch and keypoint branch, joined at 12x12 pixels; 160 features of 6x6 pixels."""
 
     def __init__(self, config: KeyNetConfig):
@@ -164,7 +164,7 @@ def pretrain(backbone: ImageEncoder, weights: Path) -> None:
 
 
 @torch.inference_mode()
-def predict(network: KeyNet, images: Images, prior: Float[Tensor, "crops 63"]) -> Keypoints:
+def predict_keypoints(network: KeyNet, images: Images, prior: Float[Tensor, "crops 63"]) -> Keypoints:
     """The keypoints of crops; confidence is the highest bin of the heatmap, 0.78 to 1 for a perfect one."""
     return decode(network(images, prior))
 
@@ -191,7 +191,7 @@ def _refine(values: Float[Tensor, "*batch 18"], peak: Int[Tensor, "*batch"]) -> 
     return place.clamp(peak - 0.5, peak + 0.5)
 
 
-def targets(pixels: Pixels, relative_distance: Distances) -> Heatmaps:
+def targets(pixels: _Pixels, relative_distance: Distances) -> Heatmaps:
     """Heatmaps that `decode` reads the given keypoints from: Gaussians of one bin's width and of height one."""
     column, row = (_gaussian((pixels[..., axis] - FIRST_BIN_PX) / BIN_PX) for axis in (0, 1))
     return Heatmaps(

@@ -26,7 +26,7 @@ NUM_LENS = 17
 _PINHOLE = 16  # index of the flag among the numbers of a lens
 
 
-class Skeleton(NamedTuple):
+class FitSkeleton(NamedTuple):
     """A resting left hand and the bounds of its joint angles, which are the limits widened by `LIMIT_MARGIN`."""
 
     axes: Float[np.ndarray, "20 3"]
@@ -37,7 +37,7 @@ class Skeleton(NamedTuple):
     highest: Float[np.ndarray, "20"]
 
     @classmethod
-    def of(cls, model: HandModel) -> Skeleton:
+    def of(cls, model: HandModel) -> FitSkeleton:
         """The skeleton of a single hand model."""
         model = model.to("cpu")
         fingers = slice(NUM_FINGER_JOINTS)
@@ -149,7 +149,7 @@ def lens_of(camera: Camera) -> Float[np.ndarray, "*batch 17"]:
 
 
 @compiled
-def project(lens, point, pixel, derivative):
+def project_point(lens, point, pixel, derivative):
     """Write the pixel (2) of a point in camera coordinates and its derivative (2, 3)."""
     x, y, z = point
     if lens[_PINHOLE]:

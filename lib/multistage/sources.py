@@ -15,7 +15,7 @@ from lib.crop_cache import hand_circles
 from lib.hands import NUM_LANDMARKS
 from lib.multistage.detection import Circles, DetNet, detect
 from lib.multistage.hand_crops import Pictures
-from lib.multistage.keypoints import KeyNet, Keypoints, hand_scale, predict, relative_distance
+from lib.multistage.keypoints import KeyNet, Keypoints, hand_scale, predict_keypoints, relative_distance
 from lib.recordings import Recording
 
 Picture = UInt8[np.ndarray, "height width"]
@@ -46,7 +46,7 @@ def network_keypoints(network: KeyNet, device: torch.device | str = "cpu") -> Ke
     def answer(requests: Sequence[KeypointRequest]) -> list[Keypoints]:
         images = torch.cat([request.images for request in requests])
         priors = torch.cat([request.prior for request in requests])
-        keypoints = predict(network, images.to(device), priors.to(device))
+        keypoints = predict_keypoints(network, images.to(device), priors.to(device))
         counts = [len(request.hand) for request in requests]
         fields = (keypoints.pixels, keypoints.relative_distance, keypoints.confidence)
         return [Keypoints(*parts) for parts in zip(*(field.cpu().split(counts) for field in fields), strict=True)]

@@ -164,7 +164,7 @@ def _crossings(posed: PosedCapsules, frames, first, second, normals) -> tuple[np
     return sideways, ordered & ((normals * sideways).sum(axis=1) < _CROSSED)
 
 
-def resolve(
+def resolve_contacts(
     capsules: Capsules,
     joint_angles: Float[np.ndarray, "frames 2 20"],
     world_from_wrist: Float[np.ndarray, "frames 2 4 4"],
@@ -194,7 +194,7 @@ def resolve(
 
 
 def _projection(posed: PosedCapsules, contacts: Contacts, compliance: np.ndarray) -> np.ndarray:
-    """The correction (frames, 46) of one round of `resolve`: all contacts of a frame solved at once."""
+    """The correction (frames, 46) of one round of `resolve_contacts`: all contacts of a frame solved at once."""
     frames = contacts.frames
     slots = np.arange(len(frames)) - np.searchsorted(frames, frames)
     jacobian = np.zeros((len(posed.ends), slots.max() + 1, _NUM_VARIABLES))

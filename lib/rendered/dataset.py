@@ -37,7 +37,7 @@ from lib.rendered.raster import pose_frame, render_frame, render_view
 from lib.rendered.scene import Scene, sample_rig, sample_scene
 from lib.rendered.shape import EXTRA_USERS, TEST_USERS, TRAIN_USERS, user_hand, vertex_albedo
 
-VERSION = 2
+DATASET_VERSION = 2
 """Raised whenever the same seed no longer gives the same bytes."""
 SEED = 2022
 _CYCLE: tuple[Protocol, ...] = (
@@ -243,7 +243,7 @@ def _write_all(keys: list[SequenceKey], output: Path, workers: int, title: str) 
 def _claim(output: Path, profile: Profile) -> None:
     """Write down what the folder holds, or check that it holds that already."""
     marker = output / "dataset.json"
-    mine = {"version": VERSION, "seed": SEED, "profile": profile.name, "frames": profile.frames}
+    mine = {"version": DATASET_VERSION, "seed": SEED, "profile": profile.name, "frames": profile.frames}
     if marker.exists():
         theirs = read_json(marker)
         if theirs != mine:

@@ -52,9 +52,11 @@ def sample_lighting(
     level = ambient.sum() / 4
     key = environment.brightest() if generator.random() < 0.6 else unit(generator.normal((0, 0.6, 0), 0.6, 3))
     strengths = level * np.exp(generator.uniform(np.log((0.25, 0.25)), np.log((1.2, 1.0))))
-    key = unit(key + 0.15 * drift(frames, 3, generator) + 0.02 * generator.normal(size=(frames, 3)))
+    key = unit(key + 0.15 * light_drift(frames, 3, generator) + 0.02 * generator.normal(size=(frames, 3)))
     directions = np.stack((key, from_hands_to_headset, *np.broadcast_to(sky[:, None], (SKY_LIGHTS, frames, 3))), axis=1)
-    changes = 0.2 * drift(frames, 2 + SKY_LIGHTS, generator) + 0.04 * generator.normal(size=(frames, 2 + SKY_LIGHTS))
+    changes = 0.2 * light_drift(frames, 2 + SKY_LIGHTS, generator) + 0.04 * generator.normal(
+        size=(frames, 2 + SKY_LIGHTS)
+    )
     return Lighting(directions, np.concatenate((strengths, ambient)) * np.exp(changes))
 
 
@@ -66,7 +68,7 @@ def sky_directions() -> Float[np.ndarray, "lights 3"]:
     return np.stack((radius * np.cos(turn), height, radius * np.sin(turn)), axis=-1)
 
 
-def drift(frames: int, channels: int, generator: np.random.Generator) -> Float[np.ndarray, "frames channels"]:
+def light_drift(frames: int, channels: int, generator: np.random.Generator) -> Float[np.ndarray, "frames channels"]:
     """Smooth random curves of about unit size that change over half a second."""
     noise = generator.normal(size=(frames, channels))
     return gaussian_filter1d(noise, 8.0, axis=0, mode="wrap") * np.sqrt(2 * np.sqrt(np.pi) * 8.0)

@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from lib.hands import LEFT, NUM_FINGER_JOINTS, RIGHT, HandModel
 from lib.rendered.arms import arm_scale, mirrored
-from lib.rendered.contact import NUM_CAPSULES, Capsules, Pairs, cross_pairs, find_contacts, resolve, self_pairs
+from lib.rendered.contact import NUM_CAPSULES, Capsules, Pairs, cross_pairs, find_contacts, resolve_contacts, self_pairs
 from lib.rendered.pinches import fingertip_distance
 from lib.rendered.postures import within
 from lib.rendered.tracks import (
@@ -166,11 +166,11 @@ def _settled(hands: _Hands, capsules: Capsules, together: bool) -> tuple[_Hands,
     if together:
         touching = cross_pairs(capsules, -_FLESH)
         pairs = Pairs(*(np.concatenate(parts) for parts in zip(pairs, touching, strict=True)))
-        angles, poses = resolve(capsules, angles, poses, pairs, (fingers + wrists).ravel(), 14)
+        angles, poses = resolve_contacts(capsules, angles, poses, pairs, (fingers + wrists).ravel(), 14)
     else:
-        angles, poses = resolve(capsules, angles, poses, pairs, fingers.ravel(), 12)
+        angles, poses = resolve_contacts(capsules, angles, poses, pairs, fingers.ravel(), 12)
         if hands.present.all():
-            angles, poses = resolve(capsules, angles, poses, cross_pairs(capsules, _GAP), wrists.ravel(), 10)
+            angles, poses = resolve_contacts(capsules, angles, poses, cross_pairs(capsules, _GAP), wrists.ravel(), 10)
     contacts = find_contacts(capsules.pose(angles, poses), pairs)
     shown = hands.present[contacts.frames, contacts.first // NUM_CAPSULES]
     return replace(hands, angles=angles, body_from_wrist=poses), _FLESH + contacts.overlaps[shown].max(initial=0)

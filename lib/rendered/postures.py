@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-LIMIT_MARGIN = np.radians(0.5)
+POSTURE_MARGIN = np.radians(0.5)
 """Sampled postures keep this distance from the joint limits, so that tremor does not cross them (radians)."""
 DIP_PER_PIP = 2 / 3
 _SPREAD_DEG = np.array([15.0, 3.0, -9.0, -19.0])
@@ -97,8 +97,8 @@ def sample_any_posture(limits: Float[np.ndarray, "20 2"], generator: np.random.G
 
 
 def within(angles: Float[np.ndarray, "*batch 20"], limits: Float[np.ndarray, "20 2"]) -> Float[np.ndarray, "*batch 20"]:
-    """The angles, clamped to the joint limits less `LIMIT_MARGIN` (radians)."""
-    return np.clip(angles, limits[:, 0] + LIMIT_MARGIN, limits[:, 1] - LIMIT_MARGIN)
+    """The angles, clamped to the joint limits less `POSTURE_MARGIN` (radians)."""
+    return np.clip(angles, limits[:, 0] + POSTURE_MARGIN, limits[:, 1] - POSTURE_MARGIN)
 
 
 def _abduction(spread: float, mcp_deg: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ ONE_SURFACE = np.float32(0.008)
 NO_FACE = -1
 TILE = 16
 
-Region = tuple[int, int, int, int]
+Window = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def pose_frame(scene: Scene, frame: int) -> FrameState:
     mesh, light = scene.mesh, scene.lighting
     half = 0.5 * scene.sensor.shutter * scene.bone_velocity[frame]
     drawn = scene.drawn[frame]
-    opening = skin(mesh.rest_positions, mesh.bone_indices, mesh.bone_weights, scene.bones[frame] - half)
-    closing = skin(mesh.rest_positions, mesh.bone_indices, mesh.bone_weights, scene.bones[frame] + half)
+    opening = skin_vertices(mesh.rest_positions, mesh.bone_indices, mesh.bone_weights, scene.bones[frame] - half)
+    closing = skin_vertices(mesh.rest_positions, mesh.bone_indices, mesh.bone_weights, scene.bones[frame] + half)
     middle = 0.5 * (opening + closing)
     normals = vertex_normals(middle, mesh.triangles)
     present = np.repeat(drawn, np.diff(mesh.vertex_offsets))
@@ -65,7 +65,7 @@ def pose_frame(scene: Scene, frame: int) -> FrameState:
 
 
 def render_view(
-    scene: Scene, state: FrameState, camera: int, region: Region | None = None
+    scene: Scene, state: FrameState, camera: int, region: Window | None = None
 ) -> UInt8[np.ndarray, "height width"]:
     """The picture of one camera, or its part `region` = (x0, y0, x1, y1), x1 and y1 exclusive.
 
@@ -101,7 +101,7 @@ def render_frame(scene: Scene, frame: int) -> UInt8[np.ndarray, "4 height width"
 
 
 @compiled
-def skin(rest_positions, bone_indices, bone_weights, bones):
+def skin_vertices(rest_positions, bone_indices, bone_weights, bones):
     """World positions (V, 3) of vertices that follow up to five bones (B, 3, 4) each."""
     points = np.empty_like(rest_positions)
     for v in range(len(rest_positions)):

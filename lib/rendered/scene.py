@@ -20,7 +20,7 @@ from lib.cameras import Fisheye62, PosedCamera
 from lib.hands import LEFT, RIGHT, HandModel, for_hand
 from lib.rendered.backgrounds import Environment, sample_environment
 from lib.rendered.bodies import FOREARM, UPPER_ARM, Mesh, assemble, sample_look, textures
-from lib.rendered.lighting import Lighting, drift, sample_lighting
+from lib.rendered.lighting import Lighting, light_drift, sample_lighting
 from lib.rendered.motion import Motion
 from lib.rendered.sensor import Sensor, ray_grid, sample_sensor
 from lib.transforms import homogeneous, invert
@@ -151,7 +151,7 @@ def _sample_exposure(lighting: Lighting, albedo: float, generator: np.random.Gen
     key, sky = lighting.irradiance[:, 0].mean(), lighting.irradiance[:, 2:].sum(axis=1).mean() / 4
     mean_radiance = albedo * (0.4 * key + sky) / np.pi
     grey = generator.uniform(0.54, 0.76)
-    return grey**2 / mean_radiance * np.exp(0.06 * drift(len(lighting.irradiance), 1, generator)[:, 0])
+    return grey**2 / mean_radiance * np.exp(0.06 * light_drift(len(lighting.irradiance), 1, generator)[:, 0])
 
 
 def _towards_headset(motion: Motion) -> Float[np.ndarray, "frames 3"]:

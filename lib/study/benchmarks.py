@@ -62,7 +62,7 @@ def benchmark_tracking(
     watch = Stopwatch(device)
     for _ in range(repeats):
         _time_recording(recording, network, watch)
-    return summary(watch)
+    return timing_summary(watch)
 
 
 @torch.inference_mode()
@@ -93,7 +93,7 @@ def _time_recording(recording: Recording, network: UmeTrack, watch: Stopwatch) -
                 )
 
 
-def summary(watch: Stopwatch) -> pd.DataFrame:
+def timing_summary(watch: Stopwatch) -> pd.DataFrame:
     """Median and 95th percentile of each stage, and what they were measured on."""
     rows = [
         {
@@ -198,7 +198,7 @@ def benchmark_multistage(
     tracker = MultistageTracker(keypoints, detector, stage=watch.stage)
     for _ in range(repeats):
         tracker.track_known(recording, recording.hand_model)
-    return summary(watch)
+    return timing_summary(watch)
 
 
 def benchmark_methods(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +33,8 @@ CONDITIONS = {
 """What is looked at: its name, where its bins end, and their names."""
 
 
-def instance_errors(predictions: Predictions, sequences: Sequence[LabelledSequence]) -> pd.DataFrame:
-    """One row per tracked hand instance, with its error and what it is made of.
+def instance_errors(methods: Sequence[Predictions], sequences: Sequence[LabelledSequence]) -> pd.DataFrame:
+    """One row per hand instance that a method tracked, with its error and what it is made of.
 
     `error_mm` is the mean distance of the landmarks from the true ones. A common shift of all landmarks has a part
     `along_mm` the ray from the reference camera to the hand and one `across_mm` it; `shape_mm` is the error that is
@@ -43,7 +43,7 @@ def instance_errors(predictions: Predictions, sequences: Sequence[LabelledSequen
     """
     crops = {sequence.name: sequence.crops for sequence in sequences}
     tables = []
-    for tracked in predictions.sequences:
+    for method, tracked in ((predictions.method, s) for predictions in methods for s in predictions.sequences):
         hand, frame = np.nonzero(tracked.valid)
         true = tracked.gt_keypoints[hand, frame].astype(float)
         wrong = tracked.tracked_keypoints[hand, frame] - true
@@ -66,18 +66,22 @@ def instance_errors(predictions: Predictions, sequences: Sequence[LabelledSequen
             "across_mm": np.sqrt(np.maximum((shift**2).sum(axis=-1) - along**2, 0)),
             "shape_mm": np.linalg.norm(wrong - shift[:, None], axis=-1).mean(axis=-1),
         }
-        names = {"method": predictions.method, "sequence": tracked.name, "user": tracked.user, "motion": tracked.motion}
+        names = {"method": method, "sequence": tracked.name, "user": tracked.user, "motion": tracked.motion}
         tables.append(pd.DataFrame(columns).assign(**names))
     return pd.concat(tables, ignore_index=True)
 
 
-def parts_table(frames: pd.DataFrame) -> pd.DataFrame:
-    """The mean error of each method in mm, and the means of its parts; columns as in `instance_errors`.
+def parts_table(instances: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The mean error of each method in mm, and the means of its parts, for each kind of skeleton.
 
-    Parts do not add up to the error: they are lengths in different directions.
+    `instances` are by kind of skeleton what `instance_errors` returns. Parts do not add up to the error: they are
+    lengths in different directions.
     """
-    columns = ["error_mm", *PARTS]
-    return frames.groupby("method", sort=False)[columns].mean().reset_index()
+    columns, tables = ["error_mm", *PARTS], []
+    for skeleton, rows in instances.items():
+        means = rows.groupby("method", sort=False)[columns].mean().reset_index()
+        tables.append(means.assign(skeleton=skeleton))
+    return pd.concat(tables)
 
 
 def memory_table(with_memory: Predictions, without: Predictions) -> pd.DataFrame:

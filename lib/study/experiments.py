@@ -116,7 +116,7 @@ SMOKE: dict[type[TrainingConfig], dict[str, int]] = {
     DetectionTrainingConfig: {**_BRIEF, "views": 4, "validation_views": 8},
 }
 """What the smoke profile changes; the reference profile is what the configurations say."""
-PROFILES = ("smoke", "reference")
+PROFILE_NAMES = ("smoke", "reference")
 
 
 def configuration(name: str, profile: str, seed: int = 0) -> TrainingConfig:
@@ -128,7 +128,7 @@ def configuration(name: str, profile: str, seed: int = 0) -> TrainingConfig:
     known = FIRST_PHASES | EXPERIMENTS
     if name not in known:
         raise InputError(f"no experiment {name}; there are {', '.join(known)}")
-    if profile not in PROFILES:
+    if profile not in PROFILE_NAMES:
         raise InputError(f"no profile {profile}; there are {', '.join(PROFILES)}")
     config = replace(known[name], seed=seed)
     if isinstance(config, ClipTrainingConfig) and config.pretrained in FIRST_PHASES:

@@ -81,7 +81,7 @@ def _properties(recording: Recording) -> pd.DataFrame:
     return table[recording.labelled.T.flatten().numpy()]
 
 
-def summary(frames: pd.DataFrame) -> pd.DataFrame:
+def protocol_summary(frames: pd.DataFrame) -> pd.DataFrame:
     """Counts and medians of `instance_properties` by protocol."""
     named = frames.assign(recording=frames.user + "/" + frames.recording, two_views=100.0 * (frames.views >= 2))
     return named.groupby("protocol").agg(

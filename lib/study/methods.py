@@ -41,7 +41,7 @@ from lib.study.pinch_detection import precision_and_recall, tuned_threshold
 from lib.study.predictions import (
     AllPredictions,
     Predictions,
-    Skeleton,
+    SkeletonKind,
     load_or_predict,
     predict,
     provenance,
@@ -50,8 +50,8 @@ from lib.study.predictions import (
 )
 from lib.study.results import results_folder, save_table
 from lib.study.sequences import (
+    EvaluatedSplit,
     LabelledSequence,
-    Split,
     keep_test_crops,
     load_sequences,
 )
@@ -116,12 +116,12 @@ def _repeated_runs(profile: str) -> list[str]:
 
 
 def predict_multistage(
-    profile: str, data_folder: Path, split: Split = "test", device: str = "cpu"
-) -> dict[Skeleton, Predictions]:
+    profile: str, data_folder: Path, split: EvaluatedSplit = "test", device: str = "cpu"
+) -> dict[SkeletonKind, Predictions]:
     """The predictions of the baseline on labelled crops. Raises InputError if its weights are missing."""
     weights = trained_weights(profile, KEYPOINTS)
 
-    def track(sequences: Sequence[LabelledSequence]) -> dict[tuple[str, Skeleton], list[Tracks]]:
+    def track(sequences: Sequence[LabelledSequence]) -> dict[tuple[str, SkeletonKind], list[Tracks]]:
         tracker, generic = MultistageTracker(keypoint_source(weights, device)), generic_hand().to(dtype=torch.float64)
         recordings = [CachedRecording.of(s.crops, s.video) for s in sequences]
         known, errors = track_with_errors(sequences, recordings, tracker.keypoints)

@@ -26,15 +26,22 @@ from lib.machines import commit
 from lib.rendered.shape import generic_hand
 from lib.study.experiments import trained_weights_path
 from lib.study.results import results_folder
-from lib.study.sequences import CROPS_VERSION, LabelledSequence, SequenceName, Split, load_sequences, split_fingerprint
+from lib.study.sequences import (
+    CROPS_VERSION,
+    EvaluatedSplit,
+    LabelledSequence,
+    SequenceName,
+    load_sequences,
+    split_fingerprint,
+)
 from lib.study.statistics import Pooled, error_of, jitter_of
 from lib.study.streams import ExtractedStreams, HandStreams, track_both
 from lib.tracking import Tracks, prepare_for_inference
 
-VERSION = 2
+PREDICTIONS_VERSION = 2
 """Raised whenever the same weights and data no longer give the same predictions."""
-Skeleton = Literal["known", "unknown"]
-TrackSequences = Callable[[Sequence[LabelledSequence]], Mapping[tuple[str, Skeleton], list[Tracks]]]
+SkeletonKind = Literal["known", "unknown"]
+TrackSequences = Callable[[Sequence[LabelledSequence]], Mapping[tuple[str, SkeletonKind], list[Tracks]]]
 """Methods: the tracks of all sequences, for each method and kind of skeleton."""
 
 
@@ -86,7 +93,7 @@ class Predictions:
     """All that a method says about a split, for one kind of skeleton."""
 
     method: str
-    skeleton: Skeleton
+    skeleton: SkeletonKind
     sequences: tuple[TrackedSequence, ...]
 
     def only(self, **names: str) -> Predictions:
@@ -141,7 +148,7 @@ class Predictions:
         save_arrays(path, arrays)
 
 
-AllPredictions = Mapping[tuple[str, Skeleton], Predictions]
+AllPredictions = Mapping[tuple[str, SkeletonKind], Predictions]
 """By method and kind of skeleton."""
 _FIELDS = fields(TrackedSequence)
 
@@ -174,14 +181,19 @@ def _read(path: Path, read: Callable, names: Sequence[str] | None = None):
         ) from error
 
 
-def provenance(source: str, data_folder: Path, split: Split) -> dict[str, str | int]:
+def provenance(source: str, data_folder: Path, split: EvaluatedSplit) -> dict[str, str | int]:
     """What predictions are made from: `source` identifies what tracks. Raises InputError if data are missing."""
     data = split_fingerprint(data_folder, split)
-    return {"source": source, "data": data, "version": VERSION, "crops": CROPS_VERSION}
+    return {"source": source, "data": data, "version": PREDICTIONS_VERSION, "crops": CROPS_VERSION}
 
 
 def load_or_predict(
-    methods: Sequence[str], profile: str, data_folder: Path, source: str, track: TrackSequences, split: Split = "test"
+    methods: Sequence[str],
+    profile: str,
+    data_folder: Path,
+    source: str,
+    track: TrackSequences,
+    split: EvaluatedSplit = "test",
 ) -> AllPredictions:
     """The predictions of methods for known and unknown skeletons, from their files or, if these are outdated, anew.
 
@@ -190,10 +202,10 @@ def load_or_predict(
     Raises InputError if a file is broken, or data are missing.
     """
     folder = results_folder(profile) / "predictions" / ("" if split == "test" else split)
-    paths = {key: folder / "{}_{}.npz".format(*key) for key in product(methods, get_args(Skeleton))}
+    paths = {key: folder / "{}_{}.npz".format(*key) for key in product(methods, get_args(SkeletonKind))}
     made_from = provenance(source, data_folder, split)
 
-    def is_made(key: tuple[str, Skeleton]) -> bool:
+    def is_made(key: tuple[str, SkeletonKind]) -> bool:
         expected = made_from | {"method": key[0], "skeleton": key[1]}
         return paths[key].exists() and expected.items() <= read_manifest(paths[key]).items()
 
@@ -211,10 +223,10 @@ def predict(
     experiment: str,
     profile: str,
     data_folder: Path,
-    split: Split = "test",
+    split: EvaluatedSplit = "test",
     device: str = "cpu",
     without_memory: bool = False,
-) -> dict[Skeleton, Predictions]:
+) -> dict[SkeletonKind, Predictions]:
     """The predictions of a trained network or, on demand, what it predicts when every frame is the first to it.
 
     The latter go by the name EXPERIMENT_without_memory, and are made together with the former. Raises InputError if
@@ -223,7 +235,7 @@ def predict(
     weights = trained_weights(profile, experiment)
     names = {experiment: True, f"{experiment}_without_memory": False} if without_memory else {experiment: True}
 
-    def track(sequences: Sequence[LabelledSequence]) -> dict[tuple[str, Skeleton], list[Tracks]]:
+    def track(sequences: Sequence[LabelledSequence]) -> dict[tuple[str, SkeletonKind], list[Tracks]]:
         network, generic = (
             prepare_for_inference(load_network(weights)).to(device),
             generic_hand().to(dtype=torch.float64),
@@ -235,7 +247,7 @@ def predict(
 
     made = load_or_predict(tuple(names), profile, data_folder, weights_hash(profile, experiment), track, split)
     asked = [*names][-1]
-    return {skeleton: made[asked, skeleton] for skeleton in get_args(Skeleton)}
+    return {skeleton: made[asked, skeleton] for skeleton in get_args(SkeletonKind)}
 
 
 def trained_weights(profile: str, experiment: str) -> Path:

@@ -10,7 +10,7 @@ NumPy), where a hand counts as found if it is found in any of the four quarter t
                  for turn in range(4)) for picture in views["pictures"]]
     numpy.save("FOUND.npy", found)
 
-`detection_table` counts the outcome. Source: spec synthetic_data.md, "Picture".
+`realism_table` counts the outcome. Source: spec synthetic_data.md, "Picture".
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def _rectified(
     return warp([image], source, view[0])[0]
 
 
-def detection_table(
+def realism_table(
     views: pd.DataFrame, found: Bool[np.ndarray, "views"], detector: str, confidence: float
 ) -> pd.DataFrame:
     """How many of the views a detector answered, by protocol and overall."""
@@ -168,7 +168,7 @@ def detection_table(
     return table.assign(detector=detector, confidence=confidence)
 
 
-def main() -> None:
+def score() -> None:
     parser = argparse.ArgumentParser(prog="python -m lib.study.realism", description="Views for a hand detector.")
     parser.add_argument("folder", type=Path, help="dataset with test recordings")
     parser.add_argument("output", type=Path, help=".npz of the pictures and where each comes from")
@@ -182,4 +182,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    score()

@@ -1,6 +1,6 @@
 """What methods make of recordings that are worse than rendered ones: is the study's data too easy for one of them?
 
-The same crops are spoilt in the ways in which captured ones are: noisy, blurred, seen by one camera, by cameras whose
+The same crops are corrupted as captured ones are: noisy, blurred, seen by one camera, by cameras whose
 calibration is off, or of a hand whose skeleton was measured wrong. Beyond the paper.
 """
 
@@ -27,15 +27,15 @@ from lib.multistage.sources import KeypointSource
 from lib.multistage.tracker import MultistageTracker
 from lib.study.sequences import LabelledSequence
 from lib.study.statistics import error_of, interval, jitter_of
-from lib.study.streams import ExtractedStreams, HandStreams, track
+from lib.study.streams import ExtractedStreams, HandStreams, track_streams
 from lib.tracking import Tracks, prepare_for_inference
 from lib.transforms import axis_angle_rotation
 
 NOISE, BLUR_PX, TURNED_DEGREES, MISMEASURED = 15.0, 1.5, 0.5, 1.05
 """Grey levels of 255, pixels of the crop (standard deviations), degrees by which the second camera is turned, and the
 factor by which the input skeleton is too large."""
-Spoil = Callable[[CropSequence, np.random.Generator], CropSequence]
-Method = Callable[[Sequence[LabelledSequence], Sequence[HandModel]], list[Tracks]]
+Corruption = Callable[[CropSequence, np.random.Generator], CropSequence]
+TrackCase = Callable[[Sequence[LabelledSequence], Sequence[HandModel]], list[Tracks]]
 """Tracks sequences with input hand models."""
 
 
@@ -67,11 +67,11 @@ def miscalibrated(crops: CropSequence, generator: np.random.Generator) -> CropSe
 
 
 def as_rendered(crops: CropSequence, generator: np.random.Generator) -> CropSequence:
-    """Nothing is spoilt."""
+    """Nothing is corrupted."""
     return crops
 
 
-CONDITIONS: dict[str, tuple[Spoil, float]] = {
+CORRUPTIONS: dict[str, tuple[Corruption, float]] = {
     "as rendered": (as_rendered, 1.0),
     f"noise of {NOISE:g} grey levels": (noisy, 1.0),
     f"blur of {BLUR_PX:g} px": (blurred, 1.0),
@@ -82,17 +82,17 @@ CONDITIONS: dict[str, tuple[Spoil, float]] = {
 """What is done to the crops, and how much too large the input skeleton is."""
 
 
-def robustness_table(sequences: Sequence[LabelledSequence], methods: Mapping[str, Method]) -> pd.DataFrame:
+def robustness_table(sequences: Sequence[LabelledSequence], methods: Mapping[str, TrackCase]) -> pd.DataFrame:
     """Every method under every condition, with the (mismeasured) input skeletons; each pair in a process of its own.
 
     Columns: condition, method, mpjpe_mm, low, high (95 % interval over sequences), mpjpa_mm_per_frame2.
     """
     jobs = {}
-    for condition, (spoil, too_large) in CONDITIONS.items():
+    for condition, (corrupt, too_large) in CORRUPTIONS.items():
         generator = np.random.default_rng(0)
-        spoilt = [replace(s, crops=spoil(s.crops, generator)) for s in sequences]
+        corrupted = [replace(s, crops=corrupt(s.crops, generator)) for s in sequences]
         models = [s.crops.hand_model.scaled(too_large) for s in sequences]
-        jobs |= {(condition, name): partial(method, spoilt, models) for name, method in methods.items()}
+        jobs |= {(condition, name): partial(method, corrupted, models) for name, method in methods.items()}
     rows = []
     for (condition, name), tracks in in_processes(jobs, available_cores(), "robustness", "case").items():
         tracked, valid = [one.tracked_keypoints for one in tracks], [one.valid_tracking for one in tracks]
@@ -102,7 +102,7 @@ def robustness_table(sequences: Sequence[LabelledSequence], methods: Mapping[str
     return pd.DataFrame(rows)
 
 
-def end_to_end(weights: Path) -> Method:
+def end_to_end(weights: Path) -> TrackCase:
     """The network of a file as a method."""
     return partial(_track_end_to_end, weights)
 
@@ -111,10 +111,10 @@ def _track_end_to_end(
     weights: Path, sequences: Sequence[LabelledSequence], models: Sequence[HandModel]
 ) -> list[Tracks]:
     network = prepare_for_inference(load_network(weights))
-    return track(ExtractedStreams(network, HandStreams(sequences)), models)[0]
+    return track_streams(ExtractedStreams(network, HandStreams(sequences)), models)[0]
 
 
-def multistage(weights: Path) -> Method:
+def multistage(weights: Path) -> TrackCase:
     """The baseline with the KeyNet of a file, on labelled crops, as a method."""
     return partial(_track_multistage, weights)
 

@@ -27,7 +27,7 @@ from lib.machines import in_processes, without_result
 from lib.recordings import Recording, read_recording
 from lib.rendered.index import read_index, split_users, training_files
 
-Split = Literal["test", "validation"]
+EvaluatedSplit = Literal["test", "validation"]
 CROPS_VERSION = 1
 """Raised whenever the same recording no longer gives the same crops."""
 
@@ -73,14 +73,14 @@ class LabelledSequence(SequenceName):
         return crops.hand_model.to(dtype=torch.float64).landmarks(angles, wrists).numpy() * MM
 
 
-def split_fingerprint(folder: Path, split: Split) -> str:
+def split_fingerprint(folder: Path, split: EvaluatedSplit) -> str:
     """Identifies the data of a split. Raises InputError if the split is not there or not complete."""
     if split == "validation":
         return fingerprint(training_files(folder, "crops"))
     return read_index(folder, split)["fingerprint"]
 
 
-def load_sequences(folder: Path, split: Split, workers: int = 2) -> list[LabelledSequence]:
+def load_sequences(folder: Path, split: EvaluatedSplit, workers: int = 2) -> list[LabelledSequence]:
     """All sequences of a split, by protocol, user and recording, loaded by `workers` threads.
 
     Crops of test recordings are taken the first time, and kept below `folder`/test_crops under the fingerprint of the
@@ -98,7 +98,7 @@ def keep_test_crops(folder: Path, workers: int) -> None:
     in_processes(jobs, workers, "crops of the test split", "sequence")
 
 
-def _loads(folder: Path, split: Split) -> list[Callable[[], LabelledSequence]]:
+def _loads(folder: Path, split: EvaluatedSplit) -> list[Callable[[], LabelledSequence]]:
     """What loads each sequence of a split."""
     index = read_index(folder, "train" if split == "validation" else split)
     if split == "validation":
@@ -127,7 +127,7 @@ def _load_test(about: SequenceName, path: Path, kept: Path) -> LabelledSequence:
     if (kept / about.name).with_suffix(".npz").is_file():
         crops = CropSequence.load(kept / about.name)
     else:
-        crops = take_crops(read_recording(video))
+        crops = crops_of_recording(read_recording(video))
         with suppress(OSError):  # a dataset that may only be read: they are cut again next time
             crops.save(kept / about.name)
     labels = read_json(video.with_suffix(".json"))
@@ -135,7 +135,7 @@ def _load_test(about: SequenceName, path: Path, kept: Path) -> LabelledSequence:
     return LabelledSequence(about.name, about.motion, crops, np.array(labels["near_miss"], bool), occluder, video)
 
 
-def take_crops(recording: Recording) -> CropSequence:
+def crops_of_recording(recording: Recording) -> CropSequence:
     """The crops of a recording, its video decoded once. Raises InputError if the video is broken."""
     images = enumerate(recording.images())
     now = next(images)

@@ -106,7 +106,7 @@ class ExtractedStreams:
 
 
 @torch.inference_mode()
-def track(streams: ExtractedStreams, *choices: Sequence[HandModel], memory: bool = True) -> list[list[Tracks]]:
+def track_streams(streams: ExtractedStreams, *choices: Sequence[HandModel], memory: bool = True) -> list[list[Tracks]]:
     """Tracks of every sequence, once for each choice of hand models (one per sequence), which share the features.
 
     Equal to `Tracker.track_known` on each recording.
@@ -158,5 +158,5 @@ def track_both(streams: ExtractedStreams, generic: HandModel, memory: bool = Tru
     """Tracks with known skeletons, and with the generic hand at its calibrated scale."""
     scales = calibrate_scales(streams, memory=memory)
     own = [sequence.crops.hand_model for sequence in streams.streams.sequences]
-    known, unknown = track(streams, own, [generic.scaled(scale) for scale in scales], memory=memory)
+    known, unknown = track_streams(streams, own, [generic.scaled(scale) for scale in scales], memory=memory)
     return known, [replace(tracks, scale=scale) for tracks, scale in zip(unknown, scales, strict=True)]

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from lib.metrics import Keypoints, Valid, landmark_accelerations, landmark_errors
+from lib.metrics import KeypointsMm, Valid, landmark_accelerations, landmark_errors
 from lib.study import paper
 from lib.study.experiments import RELEASED_RUNS, REPEATED, experiment_and_seed
 from lib.study.pinch_detection import precision_and_recall
@@ -211,7 +211,7 @@ def _over(chosen: Sequence[np.ndarray], values: Sequence[np.ndarray]) -> Pooled:
     return Pooled.of([value[frames] for value, frames in zip(values, chosen, strict=True)])
 
 
-def _accelerations(keypoints_mm: Keypoints, valid: Valid) -> Float[np.ndarray, "hands inner"]:
+def _accelerations(keypoints_mm: KeypointsMm, valid: Valid) -> Float[np.ndarray, "hands inner"]:
     """The mean of a hand's landmarks, mm/frame²; NaN where a neighbouring frame is not valid."""
     lengths, inner = landmark_accelerations(keypoints_mm, valid)
     return np.where(inner, lengths.mean(-1), np.nan)
@@ -268,22 +268,25 @@ def seeds_table(profile: str, predictions: Mapping[str, Predictions]) -> pd.Data
     return pd.DataFrame(rows, columns=["experiment", "seed", "steps", *validation, MPJPE, MPJPA])
 
 
-def scale_table(unknown: Predictions) -> pd.DataFrame:
-    """How well the scale of each user's hand was calibrated: the fitted scale, and mean and spread over recordings.
+def scale_table(methods: Sequence[Predictions]) -> pd.DataFrame:
+    """How well each method calibrated the scale of each user's hand, from predictions for unknown skeletons.
 
-    The error is relative to the scale at which the generic hand comes closest to the user's.
+    The fitted scale, at which the generic hand comes closest to the user's; the mean over recordings of the calibrated
+    one, its spread, and its error relative to the fitted one.
     """
-    rows = pd.DataFrame(
-        [(s.user, s.fitted_scale, s.scale) for s in unknown.sequences], columns=["user", "fitted", "scale"]
-    )
-    table = rows.groupby("user").agg(fitted=("fitted", "first"), calibrated=("scale", "mean"), spread=("scale", "std"))
+    rows = [(p.method, s.user, s.fitted_scale, s.scale) for p in methods for s in p.sequences]
+    by_user = pd.DataFrame(rows, columns=["method", "user", "fitted", "scale"]).groupby(["method", "user"], sort=False)
+    table = by_user.agg(fitted=("fitted", "first"), calibrated=("scale", "mean"), spread=("scale", "std"))
     return table.assign(error_percent=100 * (table.calibrated / table.fitted - 1)).reset_index()
 
 
-def training_table(predictions: AllPredictions, profile: str) -> pd.DataFrame:
-    """What trained networks reach on test users, with 95 % intervals, and what their training took, on what machine."""
+def training_table(profile: str, experiment: str, predictions: Mapping[str, Predictions]) -> pd.DataFrame:
+    """What a trained network reaches on test users, with 95 % intervals, and what its training took, on what machine.
+
+    `predictions` are by kind of skeleton.
+    """
     rows = []
-    for (experiment, skeleton), made in predictions.items():
+    for skeleton, made in predictions.items():
         for protocol in MAIN_PROTOCOLS:
             chosen, case = made.only(protocol=protocol), {"skeleton": skeleton, "protocol": protocol}
             error = interval(chosen.errors())

@@ -128,7 +128,7 @@ def pinch_distance_figure(methods: Sequence[Predictions], sequence: str, hand: i
     distance = with_gaps(pinch_distance(tracked.gt_keypoints)[hand], tracked.valid[hand])
     axes.plot(seconds(distance), distance, color="black", lw=0.9, label="ground truth")
     axes.axhline(THRESHOLD_MM, color="0.4", lw=0.7, ls=":", label="threshold")
-    shade(axes, tracked.pinch[hand], "labelled pinch")
+    shade_spans(axes, tracked.pinch[hand], "labelled pinch")
     axes.set(xlabel="time (s)", ylabel="thumb tip to index tip (mm)", ylim=(0, None), xlim=(0, seconds(distance)[-1]))
     axes.legend(frameon=False, ncols=3, loc="upper left", bbox_to_anchor=(0, 1.3))
     return figure
@@ -253,7 +253,7 @@ def seconds(values: np.ndarray) -> np.ndarray:
     return np.arange(len(values)) / FRAMES_PER_SECOND
 
 
-def shade(axes: Axes, active: np.ndarray, label: str) -> None:
+def shade_spans(axes: Axes, active: np.ndarray, label: str) -> None:
     """Shade the frames in which something is the case."""
     for index, frames in enumerate(stretches(active)):
         low, high = (np.array(frames) - 0.5) / FRAMES_PER_SECOND

@@ -22,7 +22,7 @@ from lib.hands import LEFT
 from lib.overlay import HAND_COLORS, draw_hand
 from lib.recordings import FRAMES_PER_SECOND, Recording, read_recording
 from lib.study.claims import OCCLUDED
-from lib.study.figures.plots import METHOD_COLORS, METHOD_NAMES, error_over_time, named, seconds, shade
+from lib.study.figures.plots import METHOD_COLORS, METHOD_NAMES, error_over_time, named, seconds, shade_spans
 from lib.study.figures.style import PAGE_WIDTH, TRUE_COLOR, show_picture
 from lib.study.predictions import AllPredictions, Predictions, TrackedSequence
 
@@ -67,7 +67,7 @@ def occlusion_figure(predictions: AllPredictions, data_folder: Path, sequence: s
         left.plot(seconds(error), error, color=color, lw=1.2, label=METHOD_NAMES[method])
         right.plot(*_around_passage(predicted), color=color, lw=1.2)
     left.plot(seconds(error)[frames], np.zeros(5), "^", color="black", ms=4, clip_on=False, label="times of the images")
-    shade(left, pair[0].occluder, "occluder passes")
+    shade_spans(left, pair[0].occluder, "occluder passes")
     left.plot([], [], color=TRUE_COLOR, lw=1.2, label="ground truth (in the images)")
     left.set(title="the hand above", xlabel="time (s)", ylabel="error (mm)", ylim=(0, None))
     count = len(with_module.sequences)
