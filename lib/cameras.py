@@ -25,7 +25,11 @@ Pixels = Float[Tensor, "*#batch 2"]
 
 @dataclass(frozen=True)
 class Camera:
-    """What all models share: image size, focal lengths, principal point, distortion (its meaning is the model's)."""
+    """What all models share: image size, focal lengths, principal point, distortion (its meaning is the model's).
+
+    The focal length is the scale (px per rad) at the principal point. A model whose range depends on its distortion has
+    a `sees` of its own.
+    """
 
     width: int
     height: int

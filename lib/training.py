@@ -263,7 +263,9 @@ class Run:
         mine = json.loads(json.dumps({"training": asdict(self.config), **self.sources}))
         if path.exists():
             theirs = read_json(path)
-            changed = _differences({k: theirs.get(k) for k in mine}, mine)
+            begun = {name: theirs.get(name) for name in mine}
+            begun["training"] = _with_defaults(begun["training"], asdict(type(self.config)()))
+            changed = _differences(json.loads(json.dumps(begun)), mine)
             if changed:
                 listing = "\n  ".join(changed)
                 raise InputError(f"{self.folder} holds another run; choose another folder or remove it:\n  {listing}")
@@ -338,6 +340,16 @@ def thinned(log: pd.DataFrame, points: int = 200) -> pd.DataFrame:
     part = log.step * min(points, steps) // steps + judged.shift(fill_value=False).cumsum()
     ends = log.groupby(part)[["step", "crops", "seconds"]].last()
     return log.groupby(part).mean().assign(**ends)
+
+
+def _with_defaults(stored: Mapping, defaults: Mapping) -> dict:
+    """A stored configuration, and the defaults of fields that there were not when it was stored."""
+    parts = {
+        name: _with_defaults(stored[name], value)
+        for name, value in defaults.items()
+        if isinstance(value, Mapping) and isinstance(stored.get(name), Mapping)
+    }
+    return {**defaults, **stored, **parts}
 
 
 def _differences(theirs: Mapping, mine: Mapping, prefix: str = "") -> list[str]:

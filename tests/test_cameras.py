@@ -112,7 +112,7 @@ def test_optical_axis(camera):
     axis = values(0, 0, 1)
     assert_close(camera.project(2.5 * axis), camera.center_px, atol=1e-12, rtol=0)
     assert_close(camera.unproject(camera.center_px), axis, atol=1e-12, rtol=0)
-    beside = camera.project(values(1e-9, 0, 1)) - camera.center_px
+    beside = camera.project(values(1e-9, 0, 1)) - camera.center_px  # the focal length is the scale at the centre
     assert_close(beside, 1e-9 * values(float(camera.focal_px[0]), 0), atol=1e-12, rtol=0)
 
 

@@ -6,6 +6,7 @@ import torch
 from conftest import normal, random_angles, random_poses, tiny_recording
 from made_up_data import cached, changed
 
+from lib.cameras import Fisheye624, KannalaBrandt, RadialTangential
 from lib.crops import roll
 from lib.errors import InputError
 from lib.hands import LEFT, RIGHT, for_hand
@@ -76,6 +77,24 @@ def test_true_keypoints_in_labelled_crops_give_the_true_hands(recording):
     assert tracks.valid_tracking.all()
     assert np.median(errors_mm(tracks)) < 0.5
     assert tracks.scale is None
+
+
+LENSES = {
+    KannalaBrandt: [-0.02, 0.09, -0.06, 0.001],
+    RadialTangential: [-0.05, 0.01, 0.001, -0.002, 0.0, 0.0, 0.0, 0.0],
+    Fisheye624: [-0.02, 0.09, -0.06, 0.0, 0.001, -0.001, 0.002, -0.002, 0.001, -0.001, 0.001, 0.0],
+}
+
+
+@pytest.mark.parametrize("model", LENSES, ids=lambda model: model.__name__)
+@pytest.mark.parametrize("detect", [None, labelled_circles], ids=["labelled crops", "own crops"])
+def test_hands_are_tracked_through_any_lens(recording, model, detect):
+    camera = recording.camera
+    lens = torch.tensor(LENSES[model]).double().expand(len(camera.focal_px), -1)
+    seen = replace(recording, camera=model(camera.width, camera.height, camera.focal_px, camera.center_px, lens))
+    tracks = MultistageTracker(labelled_keypoints, detect).track_known(seen, recording.hand_model)
+    assert tracks.valid_tracking.sum() >= 2 * FRAMES - 4
+    assert np.median(errors_mm(tracks)) < 1.0
 
 
 def test_noisy_keypoints_give_hands_nearby(recording):

@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import json
 import multiprocessing
 import os
 import time
@@ -132,6 +133,17 @@ def with_weights(folder: Path, monkeypatch, seed: int = 0) -> ClipTrainingConfig
     keynet = KeyNet(KeyNetConfig(keypoint_input=False, blocks="residual"))
     save_network(keynet, folder / "checkpoints" / "keynet_image_only.safetensors")
     return replace(CONFIG, network=REFERENCE_NETWORK, pretrained="keynet_image_only")
+
+
+def test_a_run_goes_on_although_there_are_new_settings(data, tmp_path):
+    """A field that was added since has its default then and now; another value is another run."""
+    run(tmp_path, data).save()
+    about = read_json(tmp_path / "config.json")
+    del about["training"]["weights"]["unknown"], about["training"]["pinch_copies"]
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    assert run(tmp_path, data).step == 0
+    with pytest.raises(InputError, match=r"training\.pinch_copies: 6 there, 2 asked for"):
+        run(tmp_path, data, pinch_copies=2)
 
 
 def test_a_run_that_begins_with_another_network_is_bound_to_it(data, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""`run_evaluate`: whole folders of recordings, tracked and compared with their labels."""
+"""`evaluate`: whole folders of recordings, tracked and compared with their labels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RELEASED = {"umetrack": "full_temporal_loss.safetensors", "multistage": ""}
 
 
 def add_evaluate(commands) -> None:
-    """Add `run_evaluate`."""
+    """Add `evaluate`."""
     command = commands.add_parser("evaluate", help="track all recordings of a folder and print the paper's table")
     command.set_defaults(run=run_evaluate)
     command.add_argument("folder", type=Path, help="recordings in the raw_data layout, at any depth")

@@ -19,9 +19,9 @@ from lib.rendered.shape import generic_hand
 from lib.study.benchmarks import benchmark_multistage, benchmark_rendering, benchmark_tracking, benchmark_training
 from lib.study.experiments import EXPERIMENTS, PUBLISHED_NETWORK, REFERENCE_NETWORK, train_experiment
 from lib.study.methods import make_predictions
-from lib.study.methods import run_tune as tune_methods
+from lib.study.methods import tune as tune_methods
 from lib.study.recipe import VARIANTS
-from lib.study.recipe import run_search as search_recipe
+from lib.study.recipe import search as search_recipe
 from lib.study.report import write_report
 from lib.study.results import ROOT
 from lib.study.settings import read_settings
@@ -94,7 +94,9 @@ def train(options: argparse.Namespace) -> None:
 
 
 def _add_experiments(commands) -> None:
-    command = commands.add_parser("experiments", help="list what there is to train")
+    command = commands.add_parser(
+        "experiments", help="list the experiments; what they begin with is trained when it is needed"
+    )
     command.set_defaults(run=list_experiments)
 
 

@@ -1,4 +1,4 @@
-"""`run_track`, and the tracking that others time."""
+"""`track`, and the tracking that others time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lib.tracking import CALIBRATION_SAMPLES, Tracker, Tracks
 
 
 def add_track(commands) -> None:
-    """Add `run_track`."""
+    """Add `track`."""
     command = commands.add_parser("track", help="track the hands of a recording and compare them with its labels")
     command.set_defaults(run=run_track)
     command.add_argument("recording", type=Path, help="video of four views, its .json beside it (raw_data layout)")
@@ -74,7 +74,7 @@ def run_track(options: argparse.Namespace) -> None:
 
 
 def _tracked_files(options: argparse.Namespace) -> dict[str, Path]:
-    """What `run_track` reads, by the names that its messages give them."""
+    """What `track` reads, by the names that its messages give them."""
     files = {
         "the recording's video": options.recording,
         "the recording's .json": options.recording.with_suffix(".json"),
@@ -116,7 +116,7 @@ class Method:
         detects = detector(self.weights / "detnet.safetensors", self.device) if self.crops == "own" else None
         return MultistageTracker(keypoint_source(self.weights / "keynet.safetensors", self.device), detects)
 
-    def run_track(self, recording: Recording, skeleton: SkeletonKind) -> Tracks:
+    def track(self, recording: Recording, skeleton: SkeletonKind) -> Tracks:
         """The tracks of a recording. Raises InputError if nothing can be tracked, and says why."""
         check_trackable(recording, self.crops, skeleton)
         tracker = self.tracker()

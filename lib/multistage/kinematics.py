@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from lib.cameras import Camera, Fisheye62, Pinhole
+from lib.cameras import Camera, Fisheye62, KannalaBrandt, Pinhole, RadialTangential
 from lib.compiled import compiled
 from lib.hands import NUM_BONES, NUM_FINGER_JOINTS, NUM_LANDMARKS, HandModel
 
@@ -132,14 +132,23 @@ def rodrigues(axis, angle, rotation):
             rotation[row, column] += (1.0 - cosine) * axis[row] * axis[column]
 
 
+def fitted_camera(camera: Camera) -> Camera:
+    """The camera in whose pixels the fit compares: for a radial-tangential lens the pinhole that it bends."""
+    if not isinstance(camera, RadialTangential):
+        return camera
+    nothing = camera.distortion[..., :0]
+    return Pinhole(camera.width, camera.height, camera.focal_px, camera.center_px, nothing)
+
+
 def lens_of(camera: Camera) -> Float[np.ndarray, "*batch 17"]:
     """fx fy cx cy k1..k6 p1 p2 s1..s4 of cameras, and 1 for a pinhole, 0 for a fisheye.
 
     Raises TypeError for a camera model without compiled projection.
     """
-    if not isinstance(camera, Pinhole | Fisheye62):
+    if not isinstance(camera, Pinhole | KannalaBrandt | Fisheye62):
         raise TypeError(
-            f"no compiled projection for {type(camera).__name__}: expected a Pinhole, Fisheye62 or Fisheye624"
+            f"the fit has no compiled projection for {type(camera).__name__}: add one to `project_point`, "
+            "or let `fitted_camera` stand for it"
         )
     lens = np.zeros((*camera.focal_px.shape[:-1], NUM_LENS))
     lens[..., :2], lens[..., 2:4] = camera.focal_px, camera.center_px

@@ -37,6 +37,7 @@ from lib.multistage.hand_crops import (
     take_pictures,
 )
 from lib.multistage.keypoints import Keypoints, hand_scale, prior, relative_distance
+from lib.multistage.kinematics import fitted_camera
 from lib.multistage.sources import Detector, KeypointRequest, KeypointSource
 from lib.recordings import Recording
 from lib.tracking import Tracks, true_keypoints
@@ -272,6 +273,7 @@ def _prior(
 
 def _in_pictures(keypoints: Keypoints, crops: HandCrops, cameras: PosedCamera, scale: Float[Tensor, ""]) -> Observation:
     """Keypoints of crops as an observation of hands in the pictures that the crops were taken from."""
+    cameras = replace(cameras, camera=fitted_camera(cameras.camera))
     rows, sources = crops.views.nonzero(as_tuple=True)
     slots, cropped, hands = crops.views.cumsum(dim=1)[rows, sources] - 1, crops.chosen(), len(crops.hands)
     rays = cropped.camera[:, None].unproject(keypoints.pixels.double())
