@@ -30,6 +30,7 @@ from lib.rendered.dataset import (
     SequenceKey,
     encode_gray,
     render_dataset,
+    render_shard,
     sample_sequence,
     sequence_keys,
     write_crops,
@@ -163,6 +164,19 @@ def test_a_finished_run_notices_other_files_and_renders_only_what_is_missing(ren
     again = {changed, changed.with_suffix(".npz")}
     assert {path for path, time in times().items() if time != before[path]} == again
     assert (rendered / "training.json").read_bytes() == index
+
+
+def test_parts_make_the_same_dataset(rendered: Path, tmp_path: Path):
+    """Rendered in any order, and side by side; the index comes in the end."""
+    for part in (2, 1, 3):
+        render_shard(TINY, "train", tmp_path, workers=1, shard=(part, 3))
+        assert not (tmp_path / "training.json").exists()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.np?")}
+    render_dataset(TINY, "train", tmp_path, workers=1)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.np?")} == before
+    assert (tmp_path / "training.json").read_bytes() == (rendered / "training.json").read_bytes()
+    assert hashes(tmp_path) == hashes(rendered)
+    assert not list(tmp_path.glob("part_*"))
 
 
 def test_the_index_says_what_there_is(rendered: Path):

@@ -85,12 +85,14 @@ def test_a_shard_that_cannot_be_is_refused(folder, weights, tmp_path, capsys, sh
     assert "expected K/N with 1 <= K <= N" in capsys.readouterr().err
 
 
-def test_nothing_to_evaluate(weights, tmp_path, capsys):
+def test_nothing_to_evaluate(folder, weights, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert evaluate(tmp_path / "empty", weights, tmp_path / "out") == 2
     assert "no recordings below" in capsys.readouterr().err
+    assert evaluate(folder, weights, tmp_path / "out", "--split", "training") == 2
+    assert "no recordings in folders named training below" in capsys.readouterr().err
     assert evaluate(tmp_path / "empty", tmp_path / "missing.safetensors", tmp_path / "out") == 2
-    assert "missing.safetensors: give the weights of umetrack by --weights" in capsys.readouterr().err
+    assert "missing.safetensors: give those of umetrack by --weights" in capsys.readouterr().err
 
 
 def tracked(

@@ -42,6 +42,11 @@ def add_method(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_shard(command: argparse.ArgumentParser) -> None:
+    """Add --shard."""
+    command.add_argument("--shard", type=_shard, default=(1, 1), metavar="K/N", help="only the K-th of N parts")
+
+
 def add_precision(command: argparse.ArgumentParser) -> None:
     """Add --precision."""
     command.add_argument(
@@ -79,3 +84,11 @@ def _device(text: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise argparse.ArgumentTypeError(f"no device {text} here: {str(error).splitlines()[0]}") from error
     return text
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """K/N."""
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"expected K/N with 1 <= K <= N, got {text}")
+    return int(part), int(parts)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lib.cli.arguments import add_device, add_method, add_workers
+from lib.cli.arguments import add_device, add_method, add_shard, add_workers
 from lib.cli.track import Method, add_calibration, method_of
 from lib.errors import InputError
 from lib.files import BROKEN_ARRAYS, load_arrays, working_in, write_atomically
@@ -38,9 +38,10 @@ def add_evaluate(commands) -> None:
     command.add_argument("--weights", type=Path, help="as of track (default: the released ones)")
     command.add_argument("--skeleton", choices=("known", "unknown", "both"), default="both")
     add_calibration(command)
+    command.add_argument("--split", choices=("training", "testing"), help="only recordings in folders of this name")
     command.add_argument("--metrics", choices=("paper", "challenge"), default="paper")
     command.add_argument("--output", type=Path, help="folder of tracks and table (default: results/evaluation/METHOD)")
-    command.add_argument("--shard", type=_shard, default=(1, 1), metavar="K/N", help="only the K-th of N parts")
+    add_shard(command)
     add_workers(command)
     add_device(command)
 
@@ -52,7 +53,9 @@ def run_evaluate(options: argparse.Namespace) -> int:
     method, output = method_of(options), options.output or ROOT / "results" / "evaluation" / options.method
     identity = method.identity()
     skeletons = ("known", "unknown") if options.skeleton == "both" else (options.skeleton,)
-    videos = find_recordings(options.folder)
+    videos = [v for v in find_recordings(options.folder) if options.split in (None, RecordingName.of(v).split)]
+    if not videos:
+        raise InputError(f"no recordings in folders named {options.split} below {options.folder}")
     print(f"{len(videos)} recordings below {options.folder}: {_kinds(videos)}")
     part, parts = options.shard
     cases = {(RecordingName.of(video), skeleton): video for video in videos for skeleton in skeletons}
@@ -124,14 +127,6 @@ def _kinds(videos: Sequence[Path]) -> str:
     return ", ".join(
         f"{count} {protocol}" for protocol, count in Counter(RecordingName.of(v).protocol for v in videos).items()
     )
-
-
-def _shard(text: str) -> tuple[int, int]:
-    """K/N."""
-    part, slash, parts = text.partition("/")
-    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise argparse.ArgumentTypeError(f"expected K/N with 1 <= K <= N, got {text}")
-    return int(part), int(parts)
 
 
 def _text(table: pd.DataFrame) -> str:

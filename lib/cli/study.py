@@ -8,13 +8,22 @@ from pathlib import Path
 import torch
 
 from lib.checkpoints import load_network
-from lib.cli.arguments import above_zero, add_device, add_method, add_precision, add_profile, add_workers, positive
+from lib.cli.arguments import (
+    above_zero,
+    add_device,
+    add_method,
+    add_precision,
+    add_profile,
+    add_shard,
+    add_workers,
+    positive,
+)
 from lib.cli.track import Method, check_trackable
 from lib.errors import InputError
 from lib.machines import process_group
 from lib.network import UmeTrack
 from lib.recordings import read_recording
-from lib.rendered.dataset import PROFILES, render_dataset
+from lib.rendered.dataset import PROFILES, render_dataset, render_shard
 from lib.rendered.shape import generic_hand
 from lib.study.benchmarks import benchmark_multistage, benchmark_rendering, benchmark_tracking, benchmark_training
 from lib.study.experiments import EXPERIMENTS, PUBLISHED_NETWORK, REFERENCE_NETWORK, train_experiment
@@ -39,6 +48,7 @@ def _add_render(commands) -> None:
     command.add_argument(
         "--scale", type=above_zero, default=1.0, help="sequences per user, as a multiple of the profile's"
     )
+    add_shard(command)
 
 
 def render(options: argparse.Namespace) -> None:
@@ -46,7 +56,12 @@ def render(options: argparse.Namespace) -> None:
     if options.profile not in PROFILES:
         raise InputError(f"no profile {options.profile}; there are {', '.join(PROFILES)}")
     for split in ("train", "test") if options.split is None else (options.split,):
-        print(render_dataset(PROFILES[options.profile], split, options.output, options.workers, options.scale))
+        about = PROFILES[options.profile], split, options.output, options.workers
+        if options.shard[1] > 1:
+            render_shard(*about, options.shard, options.scale)
+            print("when all parts are rendered, run this without --shard: it checks them and writes the index")
+        else:
+            print(render_dataset(*about, options.scale))
 
 
 def _add_train(commands) -> None:

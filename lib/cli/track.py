@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -119,7 +120,7 @@ class Method:
     def track(self, recording: Recording, skeleton: SkeletonKind) -> Tracks:
         """The tracks of a recording. Raises InputError if nothing can be tracked, and says why."""
         check_trackable(recording, self.crops, skeleton)
-        tracker = self.tracker()
+        tracker = _tracker_of(self, self.identity())
         if skeleton == "known":
             tracks = tracker.track_known(recording, recording.hand_model)
         else:
@@ -140,9 +141,15 @@ class Method:
         """A hash of all that decides what it finds. Raises InputError if a file is missing."""
         for path in self.files():
             if not path.is_file():
-                raise InputError(f"no file {path}: give the weights of {self.name} by --weights")
+                raise InputError(f"no weights at {path}: give those of {self.name} by --weights")
         about = [TRACKS_VERSION, self.name, self.crops, self.calibration_samples, *map(sha256_of, self.files())]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+
+
+@cache
+def _tracker_of(method: Method, identity: str) -> Tracker | MultistageTracker:
+    """The tracker of a method, as its files are now: made once in a process that tracks many recordings."""
+    return method.tracker()
 
 
 _NOTHING = {

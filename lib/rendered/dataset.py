@@ -233,6 +233,20 @@ def _render_dataset(profile: Profile, split: Split, output: Path, workers: int, 
     return write_index(output, split, [asdict(key) for key in keys], files)
 
 
+def render_shard(
+    profile: Profile, split: Split, output: Path, workers: int, shard: tuple[int, int], scale: float = 1.0
+) -> None:
+    """Render what is missing of the K-th of N parts of a split, beside others that render theirs.
+
+    No index is written: `render_dataset` does, when all parts are there. Raises as that does.
+    """
+    part, parts = shard
+    with working_in(output / f"part_{part}_of_{parts}", wait=True):
+        _claim(output, profile)
+        keys = sequence_keys(profile, split, scale)[part - 1 :: parts]
+        _write_all(keys, output, workers, f"rendering {split}, part {part} of {parts}")
+
+
 def _write_all(keys: list[SequenceKey], output: Path, workers: int, title: str) -> dict[str, str]:
     """Write the sequences on several processes; the hashes of all files."""
     jobs = {key: functools.partial(_write_sequence, key, output) for key in keys}
