@@ -332,7 +332,7 @@ def test_an_unknown_profile(capsys, tmp_path: Path):
 
 
 def test_the_folder_of_another_dataset_is_refused(capsys, tmp_path: Path):
-    other = {"version": dataset.VERSION, "seed": 7, "profile": "smoke", "frames": 30}
+    other = {"version": dataset.DATASET_VERSION, "seed": 7, "profile": "smoke", "frames": 30}
     (tmp_path / "dataset.json").write_text(json.dumps(other))
     assert render(tmp_path, "--profile=smoke") == 2
     message = capsys.readouterr().err

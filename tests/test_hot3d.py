@@ -203,7 +203,7 @@ def test_one_focal_length_serves_both_axes():
 
 
 def test_an_unknown_camera_model_lists_the_known_ones(members, tmp_path):
-    with pytest.raises(InputError, match=rf"unknown camera model KB4: known are {', '.join(CAMERA_MODELS)}"):
+    with pytest.raises(InputError, match=rf"unknown camera model KB4: known are {', '.join(CALIBRATED_MODELS)}"):
         camera_from_calibration(calibration("KB4"))
     stored = json.loads(members["000000.cameras.json"])
     stored["1201-1"]["calibration"]["projection_model_type"] = "KB4"

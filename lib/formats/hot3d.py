@@ -258,7 +258,7 @@ def camera_from_calibration(calibration: Json) -> Camera:
     named = str(calibration["projection_model_type" if clip else "projectionModelType"])
     model = CALIBRATED_MODELS.get(key := named.split(".")[-1].upper())
     if model is None:
-        raise InputError(f"unknown camera model {named}: known are {', '.join(CAMERA_MODELS)}")
+        raise InputError(f"unknown camera model {named}: known are {', '.join(CALIBRATED_MODELS)}")
     parameters = json_array(calibration, "projection_params" if clip else "projectionParams", (None,))
     if model is Fisheye624 and len(parameters) == model.num_distortion + 3:
         parameters = torch.cat((parameters[:1], parameters))  # one focal length for both axes, as Aria stores it

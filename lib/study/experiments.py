@@ -129,7 +129,7 @@ def configuration(name: str, profile: str, seed: int = 0) -> TrainingConfig:
     if name not in known:
         raise InputError(f"no experiment {name}; there are {', '.join(known)}")
     if profile not in PROFILE_NAMES:
-        raise InputError(f"no profile {profile}; there are {', '.join(PROFILES)}")
+        raise InputError(f"no profile {profile}; there are {', '.join(PROFILE_NAMES)}")
     config = replace(known[name], seed=seed)
     if isinstance(config, ClipTrainingConfig) and config.pretrained in FIRST_PHASES:
         config = replace(config, pretrained=run_name(config.pretrained, seed))
