@@ -178,10 +178,12 @@ def read_recording(video: Path) -> Recording:
         if field(labels, "hand_model", None) is not None:
             with describing("hand_model"):
                 hand_model = hand_from_json(labels["hand_model"])
-        mounting_angles = json_array(labels, "camera_angles", (len(camera.focal_px),), -360.0, 360.0)
+        count = len(camera.focal_px)
+        why = f": there are {count} cameras"
+        mounting_angles = json_array(labels, "camera_angles", (count,), -360.0, 360.0, why=why)
         check_mounting_angles("camera_angles", mounting_angles)
-        fixed = len(field(labels, _CAMERA_POSES)) == 1
-        poses = _read_poses(labels, camera, count_frames(video, 1)[0] if fixed else None)
+        still = _stands_still(field(labels, _CAMERA_POSES))
+        poses = _read_poses(labels, camera, count_frames(video, 0)[0] if still else None)
         pinch = {"pinch": json_array(labels, "pinch", (len(poses["labelled"]), 2)) > 0} if "pinch" in labels else {}
     frames = len(poses["labelled"])
     count, rate = count_frames(video, frames)
@@ -197,16 +199,18 @@ _CAMERA_POSES, _WRISTS = "camera_to_world_transforms", "wrist_transforms"
 def _read_poses(labels: Json, camera: Camera, of_fixed_rig: int | None) -> dict[str, Tensor]:
     """The fields of a recording that are given per frame but `pinch`: checked, in metres.
 
-    A hand or frame that is null, not finite or all zeros has no pose. Cameras that are given once, though the video has
-    more frames (`of_fixed_rig`), stand still.
+    A hand or frame that is null, not finite or all zeros has no pose. Cameras that are given once (cameras x 4 x 4)
+    stand still for all frames of the video, `of_fixed_rig`.
     """
     angles, wrists, confidences = _read_hands(labels)
     count, frames = len(camera.focal_px), None if angles is None else len(angles)
     why = "" if frames is None else f": joint_angles has {frames} frames"
-    shape = (1 if of_fixed_rig else frames, count, 4, 4)
-    cameras = json_array(labels, _CAMERA_POSES, shape, absent=2, why=why)
-    if of_fixed_rig:
-        cameras = cameras.expand(frames or of_fixed_rig, *shape[1:]).clone()
+    if of_fixed_rig is None:
+        why += f", and there are {count} cameras"
+        cameras = json_array(labels, _CAMERA_POSES, (frames, count, 4, 4), absent=2, why=why)
+    else:
+        cameras = json_array(labels, _CAMERA_POSES, (count, 4, 4), why=f": there are {count} cameras")
+        cameras = cameras.expand(frames or of_fixed_rig, count, 4, 4).clone()
     if angles is None:
         angles, wrists, confidences = (torch.zeros(len(cameras), *shape).double() for shape in _HAND_SHAPES)
     given = cameras.isfinite().all(-1).all(-1) & (cameras.abs().amax((-2, -1)) > 0)
@@ -225,6 +229,13 @@ def _read_poses(labels: Json, camera: Camera, of_fixed_rig: int | None) -> dict[
         "labelled": labelled,
         "posed": posed,
     }
+
+
+def _stands_still(stored: Json) -> bool:
+    """Whether camera poses are given once, not for each frame: numbers where else rows of matrices are."""
+    for _ in range(3):
+        stored = stored[0] if isinstance(stored, list) and stored else None
+    return isinstance(stored, int | float)
 
 
 _HAND_SHAPES = ((2, NUM_JOINTS), (2, 4, 4), (2,))
@@ -257,9 +268,9 @@ def labels_to_json(recording: Recording) -> dict:
 
 
 def rig_to_json(
-    camera: Camera, mounting_angles: Float[Tensor, "cameras"], world_from_camera: Float[Tensor, "frames cameras 4 4"]
+    camera: Camera, mounting_angles: Float[Tensor, "cameras"], world_from_camera: Float[Tensor, "*frames cameras 4 4"]
 ) -> dict:
-    """The part of the labels about cameras; of a rig that stands still, `world_from_camera` may be one frame."""
+    """The part of the labels about cameras; a rig without `frames` stands still."""
     model, distortion = next((name, of[1]) for name, of in CAMERA_MODELS.items() if type(camera) is of[0])
     names = ("fx", "fy", "cx", "cy", *distortion)
     parameters = torch.cat((camera.focal_px, camera.center_px, camera.distortion), dim=1).tolist()

@@ -40,7 +40,7 @@ def import_calibration(options: argparse.Namespace) -> None:
     angles = rig.mounting_angles() if options.angles is None else torch.deg2rad(torch.tensor(options.angles).double())
     if len(angles) != len(rig.cameras):
         raise InputError(f"{len(angles)} --angles, expected one for each of {len(rig.cameras)} cameras")
-    content = rig_to_json(camera, angles, rig.rig_from_camera[None])
+    content = rig_to_json(camera, angles, rig.rig_from_camera)
     write_atomically(options.output, lambda path: path.write_text(json.dumps(content, indent=1)))
     degrees = ", ".join(f"{float(angle):.0f}" for angle in torch.rad2deg(angles))
     print(f"{len(angles)} cameras, {type(camera).__name__}, turned from upright by {degrees} degrees: {options.output}")
