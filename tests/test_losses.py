@@ -7,6 +7,7 @@ from lib.losses import (
     LossWeights,
     joint_angle_loss,
     keypoint_loss,
+    masked_mean,
     pinch_loss,
     pose_loss,
     root_position_loss,
@@ -94,3 +95,9 @@ def test_pinch_gradient_is_finite_where_the_tips_meet():
     landmarks = torch.zeros(2, 21, 3, requires_grad=True)
     pinch_loss(landmarks, torch.tensor([True, False])).sum().backward()
     assert torch.isfinite(landmarks.grad).all()
+
+
+def test_a_masked_mean_is_over_the_mask():
+    values = torch.tensor([1.0, 5.0, torch.nan, 3.0])
+    assert masked_mean(values, torch.tensor([True, False, False, True])) == 2.0
+    assert masked_mean(values, torch.zeros(4, dtype=torch.bool)) == 0.0
