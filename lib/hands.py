@@ -190,8 +190,8 @@ class HandPoses:
         confidence: Float[Tensor, "tracked"] | float = 1.0,
     ) -> None:
         """Write down the hands that are found in a frame; a pose that is not finite is none."""
-        finite = joint_angles.isfinite().all(-1) & world_from_wrist.isfinite().flatten(1).all(-1)
-        finite, kept = finite.cpu(), hands.cpu()[finite.cpu()]
+        finite = (joint_angles.isfinite().all(-1) & world_from_wrist.isfinite().flatten(1).all(-1)).cpu()
+        kept = hands.cpu()[finite]
         self.joint_angles[kept, frame] = joint_angles.double().cpu()[finite]
         self.world_from_wrist[kept, frame] = world_from_wrist.double().cpu()[finite]
         self.confidence[kept, frame] = torch.as_tensor(confidence).double().cpu().expand(len(hands))[finite]

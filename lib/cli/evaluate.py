@@ -73,8 +73,8 @@ def run_evaluate(options: argparse.Namespace) -> int:
         if _is_made(_path(output, *case), _made_from(identity, video))
     ]
     if tracked:
-        table = evaluation_table(options.method, tracked)
-        table = challenge_table(tracked) if options.metrics == "challenge" else table
+        challenge = options.metrics == "challenge"
+        table = challenge_table(tracked) if challenge else evaluation_table(options.method, tracked)
         write_atomically(output / f"{options.metrics}.csv", lambda path: table.to_csv(path, index=False))
         print(_text(table))
     print(f"{len(tracked)} of {len(cases)} are tracked; tracks and table: {output}")

@@ -15,14 +15,13 @@ import yaml
 from jaxtyping import Float
 from torch import Tensor
 
-from lib.cameras import Camera, KannalaBrandt, Pinhole, RadialTangential
+from lib.cameras import Camera, Pinhole, RadialTangential
 from lib.crops import aim
 from lib.errors import InputError
 from lib.files import describing, read_text
 from lib.formats.checks import MAX_SIDE, Json, check_lens, check_rig, check_rotation, field, json_array, whole_number
+from lib.recordings import CAMERA_MODELS
 from lib.transforms import homogeneous, invert, quaternion_rotation
-
-RADIAL_TANGENTIAL = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class CalibratedRig:
         """All cameras as one batch. Raises InputError for models or sizes that no recording holds together."""
         cameras = self.cameras
         if {type(camera) for camera in cameras} == {Pinhole, RadialTangential}:
-            cameras = [_camera("radtan", *_size_and_parameters(camera)) for camera in cameras]
+            cameras = [RadialTangential(c.width, c.height, c.focal_px, c.center_px, _padded(c)) for c in cameras]
         kinds = {(type(camera).__name__, camera.width, camera.height) for camera in cameras}
         if len(kinds) > 1:
             listing = ", ".join(f"{name} of {width}x{height}" for name, width, height in sorted(kinds))
@@ -53,9 +52,9 @@ class CalibratedRig:
         return type(first)(first.width, first.height, *stacked)
 
 
-def _size_and_parameters(camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
-    size = torch.tensor([camera.width, camera.height], dtype=torch.float64)
-    return size, torch.cat((camera.focal_px, camera.center_px)), camera.distortion
+def _padded(camera: Camera) -> Tensor:
+    """Its distortion as that of a radial-tangential lens, of whose terms it may have none."""
+    return torch.nn.functional.pad(camera.distortion, (0, RadialTangential.num_distortion - camera.num_distortion))
 
 
 def read_rig(paths: Sequence[Path]) -> CalibratedRig:
@@ -118,11 +117,13 @@ def _kalibr(stored: Json) -> CalibratedRig:
             entry = field(stored, f"cam{index}")
             if field(entry, "camera_model") != "pinhole":
                 raise InputError(f"camera_model is {entry['camera_model']}, expected pinhole")
-            model = {"equidistant": "kb4", "radtan": "radtan", "none": "pinhole"}.get(field(entry, "distortion_model"))
+            model = {"equidistant": "KannalaBrandt", "radtan": "RadialTangential", "none": "Pinhole"}.get(
+                field(entry, "distortion_model")
+            )
             if model is None:
                 raise InputError(f"distortion_model is {entry['distortion_model']}, expected equidistant, radtan, none")
             intrinsics = json_array(entry, "intrinsics", (4,))
-            lens = json_array(entry, "distortion_coeffs", (0 if model == "pinhole" else 4,))
+            lens = json_array(entry, "distortion_coeffs", (0 if model == "Pinhole" else 4,))
             cameras.append(_camera(model, json_array(entry, "resolution", (2,)), intrinsics, lens))
             if index:
                 poses.append(poses[-1] @ invert(_matrix(entry, "T_cn_cnm1")))
@@ -139,12 +140,11 @@ def _basalt(stored: Json) -> CalibratedRig:
     for index, (entry, size) in enumerate(zip(entries, sizes, strict=True)):
         with describing(f"intrinsics[{index}]"):
             kind = str(field(entry, "camera_type"))
-            model = {"kb4": "kb4", "pinhole-radtan8": "radtan", "pinhole": "pinhole"}.get(kind)
+            model = {"kb4": "KannalaBrandt", "pinhole-radtan8": "RadialTangential", "pinhole": "Pinhole"}.get(kind)
             if model is None:
                 raise InputError(f"camera_type is {kind}, expected kb4, pinhole-radtan8 or pinhole")
             values = field(entry, "intrinsics")
-            names = {"kb4": ("k1", "k2", "k3", "k4"), "radtan": RADIAL_TANGENTIAL, "pinhole": ()}[model]
-            read = [json_array(values, name, ()) for name in ("fx", "fy", "cx", "cy", *names)]
+            read = [json_array(values, name, ()) for name in ("fx", "fy", "cx", "cy", *CAMERA_MODELS[model][1])]
             cameras.append(_camera(model, size, torch.stack(read[:4]), torch.tensor(read[4:], dtype=torch.float64)))
     poses = []
     for index, place in enumerate(places):
@@ -180,7 +180,9 @@ def _opencv(stored: Json) -> Camera:
         raise InputError(f"distortion_model is {named}, expected {known}")
     if len(lens) not in ((4,) if fisheye else (4, 5, 8)):
         raise InputError(f"{len(lens)} distortion coefficients, expected {'4' if fisheye else '4, 5 or 8'}")
-    return _camera("kb4" if fisheye else "radtan", json_array(size, "size", (2,)), matrix[[0, 4, 2, 5]], lens)
+    return _camera(
+        "KannalaBrandt" if fisheye else "RadialTangential", json_array(size, "size", (2,)), matrix[[0, 4, 2, 5]], lens
+    )
 
 
 def _flat(stored: Json, name: str) -> Float[Tensor, "numbers"]:
@@ -191,14 +193,11 @@ def _flat(stored: Json, name: str) -> Float[Tensor, "numbers"]:
 
 
 def _camera(model: str, size: Tensor, intrinsics: Tensor, lens: Tensor) -> Camera:
-    """A camera of fx fy cx cy, and its distortion in OpenCV's order."""
+    """A camera of fx fy cx cy, and its distortion in OpenCV's order, of which the last terms may be left out."""
     width, height = (whole_number({"size": float(side)}, "size", 1, MAX_SIDE) for side in size)
-    focal, center = intrinsics[:2], intrinsics[2:]
-    if model == "pinhole":
-        return Pinhole(width, height, focal, center, lens)
-    if model == "kb4":
-        return KannalaBrandt(width, height, focal, center, lens)
-    return RadialTangential(width, height, focal, center, torch.nn.functional.pad(lens, (0, 8 - len(lens))))
+    camera = CAMERA_MODELS[model][0]
+    lens = torch.nn.functional.pad(lens, (0, camera.num_distortion - len(lens)))
+    return camera(width, height, intrinsics[:2], intrinsics[2:], lens)
 
 
 def _matrix(stored: Json, name: str) -> Float[Tensor, "4 4"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -29,33 +29,38 @@ def evaluation_table(method: str, tracked: Sequence[tuple[RecordingName, str, Tr
     tracked_percent of the labelled hand instances, MPJPE and MPJPA of those that are tracked, with 95 % intervals over
     recordings, PCK-AUC, and the paper's numbers as printed and as corrected. NaN where nothing is labelled.
     """
+    return _table(tracked, lambda case, chosen: _measured(chosen) | _printed(method, case))
+
+
+def challenge_table(tracked: Sequence[tuple[RecordingName, str, Tracks]]) -> pd.DataFrame:
+    """The metrics of the hand tracking challenge for each skeleton and protocol: MPJPE and PCK-AUC of 19 landmarks (all
+    but wrist and palm), PCK-AUC of the five fingertips; mm, percent, thresholds of 0 to 50 mm."""
+    return _table(tracked, lambda _, chosen: _challenge(chosen))
+
+
+def _table(
+    tracked: Sequence[tuple[RecordingName, str, Tracks]],
+    measure: Callable[[tuple[str, str], Sequence[Tracks]], Mapping[str, float | None]],
+) -> pd.DataFrame:
+    """A row for each skeleton and protocol, in the order of the paper's Table 3; others follow."""
     groups: dict[tuple[str, str], list[Tracks]] = {}
     for name, skeleton, tracks in tracked:
         groups.setdefault((skeleton, name.protocol), []).append(tracks)
     rows = []
     for case in sorted(groups, key=lambda case: (CASES.index(case) if case in CASES else len(CASES), case)):
         row = {"skeleton": case[0], "protocol": case[1], "recordings": len(groups[case])}
-        rows.append(row | _measured(groups[case]) | _printed(method, case))
+        rows.append(row | measure(case, groups[case]))
     return pd.DataFrame(rows)
 
 
-def challenge_table(tracked: Sequence[tuple[RecordingName, str, Tracks]]) -> pd.DataFrame:
-    """The metrics of the hand tracking challenge for each skeleton and protocol: MPJPE and PCK-AUC of 19 landmarks (all
-    but wrist and palm), PCK-AUC of the five fingertips; mm, percent, thresholds of 0 to 50 mm."""
-    groups: dict[tuple[str, str], list[Tracks]] = {}
-    for name, skeleton, tracks in tracked:
-        groups.setdefault((skeleton, name.protocol), []).append(tracks)
-    rows = []
-    for (skeleton, protocol), chosen in sorted(groups.items()):
-        errors = np.concatenate([landmark_errors(*_compared(t))[t.evaluated] for t in chosen])
-        row = {"skeleton": skeleton, "protocol": protocol, "recordings": len(chosen)}
-        row["mpjpe_19_mm"] = float(errors[:, CHALLENGE_LANDMARKS].mean()) if len(errors) else np.nan
-        for name, landmarks in (("pck_auc_percent", CHALLENGE_LANDMARKS), ("fingertip_auc_percent", FINGERTIPS)):
-            of_them = errors[:, list(landmarks)]
-            shares = [100 * (of_them < threshold).mean() if len(errors) else np.nan for threshold in PCK_THRESHOLDS_MM]
-            row[name] = auc(np.array(shares))
-        rows.append(row)
-    return pd.DataFrame(rows)
+def _challenge(chosen: Sequence[Tracks]) -> dict[str, float]:
+    errors = np.concatenate([landmark_errors(*_compared(t))[t.evaluated] for t in chosen])
+    row = {"mpjpe_19_mm": float(errors[:, CHALLENGE_LANDMARKS].mean()) if len(errors) else np.nan}
+    for name, landmarks in (("pck_auc_percent", CHALLENGE_LANDMARKS), ("fingertip_auc_percent", FINGERTIPS)):
+        of_them = errors[:, list(landmarks)]
+        shares = [100 * (of_them < threshold).mean() if len(errors) else np.nan for threshold in PCK_THRESHOLDS_MM]
+        row[name] = auc(np.array(shares))
+    return row
 
 
 def _compared(tracks: Tracks) -> tuple[np.ndarray, np.ndarray]:
