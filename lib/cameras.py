@@ -28,7 +28,8 @@ class Camera:
     """What all models share: image size, focal lengths, principal point, distortion (its meaning is the model's).
 
     The focal length is the scale (px per rad) at the principal point. A model whose range depends on its distortion has
-    a `sees` of its own.
+    a `sees` of its own. Cameras of several sizes share a batch whose pictures are as wide and high as the largest:
+    `extent_px`, columns and rows, is what each of them fills, from the upper left corner; None: all of it.
     """
 
     width: int
@@ -36,6 +37,7 @@ class Camera:
     focal_px: Float[Tensor, "*batch 2"]
     center_px: Float[Tensor, "*batch 2"]
     distortion: Float[Tensor, "*batch parameters"]
+    extent_px: Float[Tensor, "*batch 2"] | None = None
 
     num_distortion: ClassVar[int]
     max_angle: ClassVar[float]
@@ -59,9 +61,14 @@ class Camera:
         return self._map(lambda parameter: parameter.to(device, dtype))
 
     def _map(self, change) -> Camera:
-        return replace(
-            self, **{f.name: change(getattr(self, f.name)) for f in fields(self) if f.name not in ("width", "height")}
-        )
+        parameters = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: change(value) for name, value in parameters.items() if torch.is_tensor(value)})
+
+    @property
+    def size_px(self) -> Float[Tensor, "*batch 2"]:
+        """Columns and rows of each camera's own picture."""
+        whole = self.focal_px.new_tensor([self.width, self.height])
+        return whole.expand_as(self.focal_px) if self.extent_px is None else self.extent_px
 
     def project(self, points_camera: Points) -> Pixels:
         """Pixels of points in camera coordinates; for points without an image see `sees`."""
@@ -77,7 +84,8 @@ class Camera:
     def contains(self, pixels: Pixels) -> Bool[Tensor, "*batch"]:
         """Whether pixels lie between the centres of the image's corner pixels."""
         x, y = pixels.unbind(-1)
-        return (x >= 0) & (x <= self.width - 1) & (y >= 0) & (y <= self.height - 1)
+        width, height = (self.width, self.height) if self.extent_px is None else self.extent_px.unbind(-1)
+        return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
 
     def sees(self, points_camera: Points) -> Bool[Tensor, "*batch"]:
         """Whether points have an image inside the frame: within the range of the lens, projected inside the image."""

@@ -47,7 +47,7 @@ def draw_hand(
 
 
 def overlay_frames(recording: Recording, tracks: Tracks) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
-    """The four views of every frame side by side, with the tracked hands in colour."""
+    """The views of every frame side by side, with the tracked hands in colour."""
     for frame, images in enumerate(recording.images()):
         views = []
         for index, image in enumerate(images):

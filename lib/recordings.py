@@ -1,18 +1,16 @@
-"""Recordings in the public `raw_data` layout: read, checked, converted to metres once.
+"""Recordings: cameras, hand, labels and pictures, read from any of the public layouts, in metres.
 
-A recording is a video of one to eight views side by side (the public ones have four), and a JSON file beside it with
-cameras, hand and labels.
+`raw_data`: a video of one to eight views side by side (the public ones have four), or one video per camera, and a JSON
+file beside it with cameras, hand and labels. Challenge tars and HOT3D clips: `lib.formats.hot3d`. Clips of training
+shards: `lib.formats.torch_data`.
 """
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -20,7 +18,7 @@ from torch import Tensor
 
 from lib.cameras import Camera, Fisheye62, Fisheye624, KannalaBrandt, Pinhole, PosedCamera, RadialTangential
 from lib.errors import InputError
-from lib.files import MM, describing, read_json, refuse_pointer
+from lib.files import MM, describing, read_json
 from lib.formats.checks import (
     MAX_SIDE,
     Json,
@@ -35,27 +33,26 @@ from lib.formats.checks import (
     whole_number,
 )
 from lib.formats.hand_files import hand_from_json, hand_to_json
+from lib.formats.videos import FRAMES_PER_SECOND, Videos, count_all_frames, other_length
 from lib.hands import NUM_JOINTS, HandModel, PosedHands
 
 MAX_CAMERAS = 8
-FRAMES_PER_SECOND = 30
-_EIGHT_BIT_LUMA = re.compile("gray|yuvj?4(11|20|22|40|44)p|nv(12|21|16)")
-"""Pixel formats whose first plane is luma, a byte a pixel."""
-_LIMITED_RANGE = np.clip((np.arange(256) - 16) * 255 // 219, 0, 255).astype(np.uint8)
-"""Luma of limited-range video to grey, truncated as the published decoding does (one channel of its RGB)."""
+Pictures = Callable[[int], Iterator[UInt8[np.ndarray, "cameras height width"]]]
+"""The views of every frame from the given one on."""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """Cameras, hand and labels of a recording; the images stay in the video. Metres, radians, float64.
+    """Cameras, hand and labels of a recording; the pictures stay in its files. Metres, radians, float64.
 
-    A frame whose headset was not tracked is not `posed` (None: all are), and has no labels. `world_from_wrist` holds
-    stored, unmirrored transforms: pose the right hand through `hands.for_hand`. There may be no `hand_model`, and then
-    no ground truth of landmarks. `pinch` exists in recordings of this project only. `frames_per_second` is the rate of
-    the video.
+    `path` is what it was read from. Cameras of several sizes share one batch (`Camera.extent_px`); where pictures were
+    resampled, each frame has lenses of its own, a batch (frames, cameras). A frame whose headset was not tracked is not
+    `posed` (None: all are), and has no labels. `world_from_wrist` holds stored, unmirrored transforms: pose the right
+    hand through `hands.for_hand`. There may be no `hand_model`, and then no ground truth of landmarks. `pinch` exists
+    in recordings of this project and in training shards only.
     """
 
-    video: Path
+    path: Path
     camera: Camera
     mounting_angles: Float[Tensor, "cameras"]
     world_from_camera: Float[Tensor, "frames cameras 4 4"]
@@ -66,13 +63,15 @@ class Recording:
     pinch: Bool[Tensor, "frames 2"] | None = None
     posed: Bool[Tensor, "frames"] | None = None
     frames_per_second: float = float(FRAMES_PER_SECOND)
+    pictures: Pictures | None = None
 
     def __len__(self) -> int:
         return len(self.joint_angles)
 
     def cameras(self, frame: int) -> PosedCamera:
         """The cameras as placed in a frame."""
-        return PosedCamera(self.camera, self.world_from_camera[frame])
+        camera = self.camera if self.camera.focal_px.ndim == 2 else self.camera[frame]
+        return PosedCamera(camera, self.world_from_camera[frame])
 
     def hands(self, frame: int, model: HandModel | None = None) -> PosedHands:
         """Both hands as labelled in a frame; `model` is used where the recording has no hand of its own."""
@@ -83,114 +82,81 @@ class Recording:
     def images(self, start: int = 0) -> Iterator[UInt8[np.ndarray, "cameras height width"]]:
         """The views of every frame from `start` on, in order, decoded one at a time.
 
-        Raises InputError if the video is broken, has another size than the cameras, or another number of frames than
-        the labels.
+        Raises InputError if they are broken, of another size than the cameras, or of another number than the labels.
         """
-        count = 0
-        for count, frame in enumerate(decode_gray(self.video, start), start=start + 1):
-            views = len(self.mounting_angles)
-            expected = (self.camera.height, views * self.camera.width)
-            if frame.shape != expected:
-                raise InputError(
-                    f"{self.video} shows {frame.shape[1]}x{frame.shape[0]} pixels, but its json describes {views} "
-                    f"views of {self.camera.width}x{self.camera.height} side by side ({expected[1]}x{expected[0]})"
-                )
-            if count > len(self):
-                break
-            yield np.ascontiguousarray(frame.reshape(expected[0], views, -1).swapaxes(0, 1))
-        if count != len(self):
-            more = "more than " if count > len(self) else ""
-            raise _other_length(self.video, f"{more}{min(count, len(self))}", len(self))
+        if self.pictures is None:
+            raise InputError(f"{self.path} holds no pictures that can be read")
+        return self.pictures(start)
+
+    def view(self, images: UInt8[np.ndarray, "cameras height width"], camera: int) -> UInt8[np.ndarray, "rows columns"]:
+        """The picture of one camera, without what makes all of them equally large."""
+        columns, rows = self.cameras(0).camera.size_px[camera].int().tolist()
+        return images[camera, :rows, :columns]
 
 
-def _other_length(video: Path, frames: int | str, labelled: int) -> InputError:
-    return InputError(
-        f"{video} holds {frames} frames, but its json labels {labelled}: "
-        "one of the two files is truncated or belongs to another recording"
-    )
+def read_recording(path: Path) -> Recording:
+    """The recording at a path: a video or the JSON file of the same name beside it (`raw_data` layout).
 
-
-def decode_gray(video: Path, start: int = 0) -> Iterator[UInt8[np.ndarray, "height width"]]:
-    """Grey frames of a video from `start` on, its luma plane.
-
-    Raises InputError if it cannot be read to the end, or its pixels are no bytes of luma.
+    The JSON may name `videos`, one per camera, in its folder. Raises InputError for a missing or malformed file, an
+    unknown camera model, a wrong number of cameras, arrays or videos whose lengths differ, and values that cannot be
+    (`lib.formats.checks`). Hands that are null or NaN, and frames whose camera matrices are null, NaN or all zero,
+    count as unlabelled. There may be no labels at all, and no hand model.
     """
-    try:
-        with av.open(str(video), metadata_errors="replace") as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            stream.codec_context.options = {"err_detect": "explode"}  # else what is damaged is painted over
-            for frame in itertools.islice(container.decode(stream), start, None):
-                if not _EIGHT_BIT_LUMA.fullmatch(frame.format.name):
-                    raise InputError(
-                        f"{video} holds pixels of the format {frame.format.name}, expected gray, yuv420p or another "
-                        "with eight bits of luma: convert it, say with ffmpeg -pix_fmt yuv420p"
-                    )
-                plane = frame.planes[0]
-                luma = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
-                full_range = frame.color_range == av.video.reformatter.ColorRange.JPEG or frame.format.name.startswith(
-                    "yuvj"
-                )
-                yield luma if full_range or frame.format.name == "gray" else _LIMITED_RANGE[luma]
-    except _BROKEN_VIDEO as error:
-        raise InputError(f"{video} is not a video that can be decoded to its end: {error}") from error
-
-
-_BROKEN_VIDEO = (av.FFmpegError, IndexError, OSError, ValueError, MemoryError)
-
-
-def count_frames(video: Path, expected: int) -> tuple[int, float]:
-    """How many frames a video holds, undecoded, and how many a second.
-
-    The container's own count is believed if it is the expected one; else packets are counted. Where the container gives
-    no rate between 1 and 1000 Hz, it is taken to be 30 Hz. Raises InputError if there is no video.
-    """
-    try:
-        refuse_pointer(video)
-        with av.open(str(video), metadata_errors="replace") as container:
-            stream = container.streams.video[0]
-            rate = float(stream.average_rate or FRAMES_PER_SECOND)
-            count = stream.frames
-            if count != expected:
-                count = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
-            return count, rate if 1 <= rate <= 1000 else float(FRAMES_PER_SECOND)
-    except _BROKEN_VIDEO as error:
-        raise InputError(f"{video} is not a video that can be decoded to its end: {error}") from error
-
-
-def read_recording(video: Path) -> Recording:
-    """The recording of a video and of the JSON file of the same name beside it (`raw_data` layout).
-
-    Raises InputError for a missing or malformed file, an unknown camera model, a wrong number of cameras, arrays or a
-    video whose lengths differ, and values that cannot be (`lib.formats.checks`). Hands that are null or NaN, and frames
-    whose camera matrices are null, NaN or all zero, count as unlabelled. There may be no labels at all, and no hand
-    model.
-    """
-    labels_path = video.with_suffix(".json")
-    for path in (video, labels_path):
-        if not path.is_file():
-            raise InputError(f"no file {path}: a recording is a video and a .json of the same name beside it")
+    labels_path = path.with_suffix(".json")
+    _require(labels_path)
     labels = read_json(labels_path)
     with describing(labels_path):
         with describing("cameras"):
             camera = _read_cameras(labels)
+        sizes = tuple(tuple(size) for size in camera.size_px.int().tolist())
+        files = _video_files(labels, path, len(sizes))
         hand_model = None
         if field(labels, "hand_model", None) is not None:
             with describing("hand_model"):
                 hand_model = hand_from_json(labels["hand_model"])
-        count = len(camera.focal_px)
-        why = f": there are {count} cameras"
-        mounting_angles = json_array(labels, "camera_angles", (count,), -360.0, 360.0, why=why)
+        why = f": there are {len(sizes)} cameras"
+        mounting_angles = json_array(labels, "camera_angles", (len(sizes),), -360.0, 360.0, why=why)
         check_mounting_angles("camera_angles", mounting_angles)
         still = _stands_still(field(labels, _CAMERA_POSES))
-        poses = _read_poses(labels, camera, count_frames(video, 0)[0] if still else None)
+        poses = _read_poses(labels, camera, count_all_frames(files, 0)[0] if still else None)
         pinch = {"pinch": json_array(labels, "pinch", (len(poses["labelled"]), 2)) > 0} if "pinch" in labels else {}
     frames = len(poses["labelled"])
-    count, rate = count_frames(video, frames)
+    count, rate = count_all_frames(files, frames)
     if count != frames:
-        raise _other_length(video, count, frames)
-    mounting_angles = torch.deg2rad(mounting_angles)
-    return Recording(video, camera, mounting_angles, hand_model=hand_model, frames_per_second=rate, **poses, **pinch)
+        raise other_length(files[0], count, frames)
+    return Recording(
+        files[0] if len(files) == 1 else labels_path,
+        camera,
+        torch.deg2rad(mounting_angles),
+        hand_model=hand_model,
+        frames_per_second=rate,
+        pictures=Videos(files, sizes, frames),
+        **poses,
+        **pinch,
+    )
+
+
+def _require(path: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"no file {path}: a recording is a video and a .json of the same name beside it")
+
+
+def _video_files(labels: Json, path: Path, cameras: int) -> tuple[Path, ...]:
+    """The videos of a recording: those that its JSON names, one per camera, or the one that lies beside it."""
+    names = field(labels, "videos", None)
+    if names is None:
+        video = path.with_suffix(".mp4") if path.suffix == ".json" else path
+        _require(video)
+        return (video,)
+    if not isinstance(names, list) or len(names) != cameras or len({*map(str, names)}) != cameras:
+        raise InputError(f"videos is {names!s:.200}, expected the names of {cameras} files, one per camera")
+    files = tuple(path.parent / str(name) for name in names)
+    for name, file in zip(names, files, strict=True):
+        if not isinstance(name, str) or Path(name).name != name:
+            raise InputError(f"videos names {name!s:.200}, expected a file in the folder of the .json")
+        if not file.is_file():
+            raise InputError(f"no file {file}, which videos names")
+    return files
 
 
 _CAMERA_POSES, _WRISTS = "camera_to_world_transforms", "wrist_transforms"
@@ -272,11 +238,11 @@ def rig_to_json(
 ) -> dict:
     """The part of the labels about cameras; a rig without `frames` stands still."""
     model, distortion = next((name, of[1]) for name, of in CAMERA_MODELS.items() if type(camera) is of[0])
-    names = ("fx", "fy", "cx", "cy", *distortion)
+    names = ("ImageSizeX", "ImageSizeY", "fx", "fy", "cx", "cy", *distortion)
     parameters = torch.cat((camera.focal_px, camera.center_px, camera.distortion), dim=1).tolist()
-    fixed = {"ImageSizeX": camera.width, "ImageSizeY": camera.height, "DistortionModel": model}
+    rows = [size + row for size, row in zip(camera.size_px.int().tolist(), parameters, strict=True)]
     return {
-        "cameras": [fixed | dict(zip(names, row, strict=True)) for row in parameters],
+        "cameras": [dict(zip(names, row, strict=True)) | {"DistortionModel": model} for row in rows],
         "camera_angles": torch.rad2deg(mounting_angles).tolist(),
         "camera_to_world_transforms": _scaled(world_from_camera, MM).tolist(),
     }
@@ -305,15 +271,15 @@ def _read_cameras(labels: Json) -> Camera:
             f"camera models {', '.join(sorted(models))}: expected one for all cameras, of {', '.join(CAMERA_MODELS)}"
         )
     model, names = CAMERA_MODELS[models.pop()]
-    sizes = [
-        tuple(whole_number(camera, name, 1, MAX_SIDE) for name in ("ImageSizeX", "ImageSizeY")) for camera in stored
-    ]
+    sizes = float64([[whole_number(c, name, 1, MAX_SIDE) for name in ("ImageSizeX", "ImageSizeY")] for c in stored])
 
     def column(*names: str) -> Tensor:
         rows = [[_lens_parameter(camera, name) for name in names] for camera in stored]
         return torch.tensor(rows, dtype=torch.float64)
 
-    camera = model(*_common_size(sizes), column("fx", "fy"), column("cx", "cy"), column(*names))
+    camera = model(
+        *sizes.amax(dim=0).int().tolist(), column("fx", "fy"), column("cx", "cy"), column(*names), own_extents(sizes)
+    )
     check_lens(camera)
     return camera
 
@@ -324,10 +290,16 @@ def _lens_parameter(camera: Json, name: str) -> Float[Tensor, ""]:
     return json_array(camera, name, ())
 
 
-def _common_size(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    if len(set(sizes)) != 1:
-        raise InputError(f"the cameras of a recording must share one image size, got {sorted(set(sizes))}")
-    return sizes[0]
+def own_extents(sizes: Float[Tensor, "cameras 2"]) -> Float[Tensor, "cameras 2"] | None:
+    """`Camera.extent_px` of a batch of cameras of these sizes."""
+    return None if bool((sizes == sizes[0]).all()) else sizes
+
+
+def as_one(cameras: Sequence[Camera]) -> Camera:
+    """Cameras of one model, of any sizes, as one batch."""
+    names = ("focal_px", "center_px", "distortion", "size_px")
+    *parameters, sizes = (torch.stack([getattr(camera, name) for camera in cameras]) for name in names)
+    return type(cameras[0])(*sizes.amax(dim=0).int().tolist(), *parameters, own_extents(sizes))
 
 
 def _scaled(transforms: Float[Tensor, "*batch 4 4"], factor: float) -> Float[Tensor, "*batch 4 4"]:

@@ -181,7 +181,7 @@ class Tracker:
                 break
         if not scales:
             raise InputError(
-                f"{recording.video}: no frame shows a labelled hand to two cameras; its scale cannot be calibrated"
+                f"{recording.path}: no frame shows a labelled hand to two cameras; its scale cannot be calibrated"
             )
         return float(np.mean(scales[:samples]))
 

@@ -231,4 +231,4 @@ def test_import_refuses(stereo, tmp_path, monkeypatch, capsys, more, message):
 def test_cameras_of_several_models_are_refused(rng, tmp_path, capsys):
     path = write(tmp_path / "camchain.yaml", kalibr(near_poses(rng, 2)))
     assert main(["import-calibration", str(path), "--output", str(tmp_path / "rig.json")]) == 2
-    assert "of one model and size, got KannalaBrandt of 640x480, RadialTangential of 640x480" in capsys.readouterr().err
+    assert "of one model, got KannalaBrandt, RadialTangential" in capsys.readouterr().err

@@ -128,7 +128,7 @@ DEEP = json.loads("[" * 900 + "1" + "]" * 900)
     [
         (put("cameras", 1, "fx", -24.0), r"cameras: focal length\[1\]\[0\] is -24 px, expected 0\.05 to 50 times"),
         (put("cameras", 3, "fy", 0.37), r"focal length\[3\]\[1\] is 0\.37 px.*not in pixels\?"),
-        (put("cameras", 0, "cx", 317.5), r"principal point\[0\]\[0\] is 317\.5 px, far outside the image of 64x48"),
+        (put("cameras", 0, "cx", 317.5), r"principal point\[0\]\[0\] is 317\.5 px, far outside the image's 64x48"),
         (put("cameras", 0, "k3", NAN), "cameras: k3 is nan, expected a finite number"),
         (put("cameras", 0, "p1", 1e30), r"distortion\[0\]\[6\] is 1e\+30, expected -100 to 100"),
         (put("cameras", 0, "ImageSizeX", INF), "cameras: ImageSizeX is inf, expected a finite number"),

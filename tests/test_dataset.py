@@ -196,7 +196,7 @@ def test_the_index_says_what_there_is(rendered: Path):
 
 def test_labels_come_back_as_they_were_sampled(pinching: Sequence):
     sampled = pinching.recording
-    read = read_recording(sampled.video)
+    read = read_recording(sampled.path)
     close = {"rtol": 0, "atol": 1e-9}
     for name in ("mounting_angles", "world_from_camera", "joint_angles", "world_from_wrist"):
         torch.testing.assert_close(getattr(read, name), getattr(sampled, name), **close)
@@ -207,13 +207,13 @@ def test_labels_come_back_as_they_were_sampled(pinching: Sequence):
     assert torch.equal(read.hand_model.mesh_triangles, sampled.hand_model.mesh_triangles)
     assert torch.equal(read.labelled, sampled.labelled)
     assert torch.equal(read.pinch, torch.from_numpy(pinching.motion.pinch))
-    labels = json.loads(sampled.video.with_suffix(".json").read_text())
+    labels = json.loads(sampled.path.with_suffix(".json").read_text())
     assert labels["motion"] == "pinch"
     np.testing.assert_array_equal(np.array(labels["near_miss"], bool), pinching.motion.near_miss)
 
 
 def test_the_video_shows_the_rendered_frames(pinching: Sequence):
-    images = list(read_recording(pinching.recording.video).images())
+    images = list(read_recording(pinching.recording.path).images())
     assert len(images) == 30
     difference = images[17].astype(int) - render_frame(pinching.scene, 17)
     assert np.abs(difference).mean() < 3
@@ -221,7 +221,7 @@ def test_the_video_shows_the_rendered_frames(pinching: Sequence):
 
 
 def test_our_tracker_reads_the_recordings(pinching: Sequence, tiny_tracker: Tracker):
-    recording = read_recording(pinching.recording.video)
+    recording = read_recording(pinching.recording.path)
     tracks = tiny_tracker.track_known(recording, recording.hand_model)
     seen = tracks.valid_tracking
     assert seen.any()
@@ -232,7 +232,7 @@ def test_our_tracker_reads_the_recordings(pinching: Sequence, tiny_tracker: Trac
 def test_cached_crops_hold_what_the_tracker_sees(pinching: Sequence):
     recording = pinching.recording
     write_crops(pinching)
-    cached = CropSequence.load(recording.video.with_suffix(""))
+    cached = CropSequence.load(recording.path.with_suffix(""))
     margin = (CACHE_SIZE - CROP_SIZE) // 2
     for frame in (0, 13, 29):
         images, cameras = render_frame(pinching.scene, frame), recording.cameras(frame)
@@ -343,11 +343,11 @@ def test_the_folder_of_another_dataset_is_refused(capsys, tmp_path: Path):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".json"])
 def test_a_truncated_recording_is_named(pinching: Sequence, weights: Path, capsys, tmp_path: Path, suffix: str):
-    for source in (pinching.recording.video, pinching.recording.video.with_suffix(".json")):
+    for source in (pinching.recording.path, pinching.recording.path.with_suffix(".json")):
         content = source.read_bytes()
         cut = len(content) // 2 if source.suffix == suffix else None
         (tmp_path / source.name).write_bytes(content[:cut])
-    video = tmp_path / pinching.recording.video.name
+    video = tmp_path / pinching.recording.path.name
     assert main(["track", str(video), "--weights", str(weights), "--output", str(tmp_path / "out.npz")]) == 2
     assert str(video.with_suffix(suffix)) in capsys.readouterr().err
     assert not (tmp_path / "out.npz").exists()

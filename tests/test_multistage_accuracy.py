@@ -30,7 +30,7 @@ def sequence_of(recording: Recording, protocol: str, occluder: slice) -> Labelle
     passes, none = np.zeros(FRAMES, bool), np.zeros((FRAMES, 2), bool)
     passes[occluder] = True
     name = f"{protocol}/user_44/recording_07"
-    return LabelledSequence(name, protocol, cached(recording), none, passes, recording.video)
+    return LabelledSequence(name, protocol, cached(recording), none, passes, recording.path)
 
 
 def worse_behind_the_occluder(request, true):

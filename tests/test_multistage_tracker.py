@@ -146,7 +146,8 @@ def test_a_scale_needs_frames_with_two_views(recording):
 def test_a_video_of_another_length_is_refused(recording, labels):
     frames = torch.arange(labels).clamp(max=FRAMES - 1)
     names = ("world_from_camera", "joint_angles", "world_from_wrist", "labelled", "posed")
-    other = replace(recording, **{name: getattr(recording, name)[frames] for name in names})
+    arrays = {name: getattr(recording, name)[frames] for name in names}
+    other = replace(recording, pictures=replace(recording.pictures, frames=labels), **arrays)
     with pytest.raises(InputError, match=f"its json labels {labels}"):
         MultistageTracker(labelled_keypoints).track_known(other, recording.hand_model)
 
@@ -363,7 +364,7 @@ def test_the_benchmark_times_every_stage(recording):
 
 
 def test_cached_crops_are_those_of_the_recording(recording):
-    source = CachedRecording.of(cached(recording), recording.video)
+    source = CachedRecording.of(cached(recording), recording.path)
     for frame, (images, crops) in enumerate(zip(recording.images(), source.pictures(), strict=True)):
         kept, pictures = cached_crops(source, frame, crops)
         look = ground_truth_crops(recording, frame, recording.hand_model)
@@ -377,7 +378,7 @@ def test_cached_crops_are_those_of_the_recording(recording):
 @pytest.mark.parametrize("with_video", [True, False])
 def test_recordings_side_by_side_and_from_a_cache(recording, with_video):
     """One of them is lost on the way; the other is a training sequence, whose lens nobody knows."""
-    kept = CachedRecording.of(cached(recording), recording.video if with_video else None)
+    kept = CachedRecording.of(cached(recording), recording.path if with_video else None)
     tracker = MultistageTracker(labelled_keypoints)
     short = replace(recording, labelled=recording.labelled & (torch.arange(FRAMES) < 2)[:, None])
     both = tracker.track_all([CachedRecording(short), kept], [recording.hand_model] * 2)

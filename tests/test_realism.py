@@ -64,7 +64,7 @@ def test_arms_hide_what_is_behind_them(recording: Recording):
 def rendered(tmp_path_factory) -> Recording:
     sequence = sample_sequence(SequenceKey("test", 47, "separate_hand", 0, 30), tmp_path_factory.mktemp("rendered"))
     write_recording(sequence)
-    return read_recording(sequence.recording.video)
+    return read_recording(sequence.recording.path)
 
 
 def test_views_are_rectified_twice_as_wide_as_the_hand_and_repeat(rendered: Recording, monkeypatch):

@@ -18,10 +18,12 @@ from made_up_data import drop, put
 from torch.testing import assert_close
 
 from lib.cameras import Fisheye62
+from lib.crops import choose_views
 from lib.errors import InputError
 from lib.files import write_atomically
 from lib.formats.hand_files import GENERIC_JOINT_LIMITS, hand_from_json, hand_to_json, read_hand
-from lib.recordings import CAMERA_MODELS, decode_gray, labels_to_json, read_recording
+from lib.formats.videos import decode_gray
+from lib.recordings import CAMERA_MODELS, labels_to_json, read_recording
 from lib.rendered.shape import generic_hand
 
 FRAMES = 4
@@ -300,6 +302,99 @@ def test_any_rig_is_tracked(tiny, tmp_path, tiny_tracker, chosen):
             tiny_tracker.track_unknown(recording, recording.hand_model)
 
 
+SIZES = ((64, 48), (50, 48), (64, 40), (40, 30))
+"""Of the cameras of a mixed rig, columns and rows."""
+
+
+def of_sizes(tiny: TinyRecording) -> TinyRecording:
+    """The same cameras, whose pictures end earlier on the right and below, and are black there."""
+    images = tiny.images.copy()
+    for index, (columns, rows) in enumerate(SIZES):
+        tiny.labels["cameras"][index] |= {"ImageSizeX": columns, "ImageSizeY": rows}
+        images[:, index, rows:], images[:, index, :, columns:] = 0, 0
+    return TinyRecording(tiny.labels, images)
+
+
+def write_one_video_per_camera(tiny: TinyRecording, folder: Path) -> Path:
+    names = [f"camera_{index}.mp4" for index in range(len(SIZES))]
+    for index, (name, (columns, rows)) in enumerate(zip(names, SIZES, strict=True)):
+        write_gray_video(folder / name, tiny.images[:, [index], :rows, :columns])
+    labels = folder / "recording_00.json"
+    labels.write_text(json.dumps(tiny.labels | {"videos": names}))
+    return labels
+
+
+def write_side_by_side(tiny: TinyRecording, folder: Path) -> Path:
+    views = [tiny.images[:, index, :, :columns] for index, (columns, _) in enumerate(SIZES)]
+    joined = np.concatenate(views, axis=-1)[:, None]
+    video = tiny.write(folder)
+    write_gray_video(video, joined)
+    return video
+
+
+@pytest.mark.parametrize("write", [write_one_video_per_camera, write_side_by_side])
+def test_cameras_of_several_sizes(tiny, tmp_path, tiny_tracker, write):
+    mixed = of_sizes(tiny)
+    recording = read_recording(write(mixed, tmp_path))
+    images = np.stack(list(recording.images()))
+    assert np.abs(images.astype(int) - mixed.images).max() <= 1
+    assert np.array_equal(next(recording.images(start=2)), images[2])
+    assert recording.view(images[0], 3).shape == (30, 40)
+    assert recording.camera.size_px.tolist() == [list(size) for size in SIZES]
+    inside = recording.camera.contains(torch.tensor([45.0, 35.0], dtype=torch.float64))
+    assert inside.tolist() == [True, True, True, False]
+    assert labels_to_json(recording)["cameras"] == mixed.labels["cameras"]
+    assert tiny_tracker.track_known(recording, recording.hand_model).valid_tracking.any()
+
+
+def test_only_what_lies_in_its_own_picture_is_seen(tiny, tmp_path):
+    """The same hands, seen by a camera whose picture ends before them."""
+    tiny.labels["cameras"][1]["ImageSizeX"] = 24
+    recording = read_recording(write_side_by_side_of(tiny, (64, 24, 64, 64), tmp_path))
+    views, _ = choose_views(recording.cameras(0), recording.mounting_angles, recording.hands(0))
+    assert views[:, 2].all()
+    assert not views[:, 1].any()
+
+
+def write_side_by_side_of(tiny: TinyRecording, widths: tuple[int, ...], folder: Path) -> Path:
+    video = tiny.write(folder)
+    views = [tiny.images[:, index, :, :width] for index, width in enumerate(widths)]
+    write_gray_video(video, np.concatenate(views, axis=-1)[:, None])
+    return video
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["camera_0.mp4"] * 4, "expected the names of 4 files, one per camera"),
+        (["a.mp4", "b.mp4", "c.mp4"], "expected the names of 4 files, one per camera"),
+        ("camera_0.mp4", "expected the names of 4 files, one per camera"),
+        (["camera_0.mp4", "camera_1.mp4", "camera_2.mp4", "../camera_3.mp4"], "expected a file in the folder"),
+        (["camera_0.mp4", "camera_1.mp4", "camera_2.mp4", 3], "expected a file in the folder"),
+        (["camera_0.mp4", "camera_1.mp4", "camera_2.mp4", "other.mp4"], r"no file .*other\.mp4, which videos names"),
+    ],
+)
+def test_videos_that_are_not_one_per_camera(tiny, tmp_path, names, message):
+    labels = write_one_video_per_camera(of_sizes(tiny), tmp_path)
+    labels.write_text(json.dumps(json.loads(labels.read_text()) | {"videos": names}))
+    with pytest.raises(InputError, match=message):
+        read_recording(labels)
+
+
+def test_videos_of_several_lengths(tiny, tmp_path):
+    labels = write_one_video_per_camera(of_sizes(tiny), tmp_path)
+    write_gray_video(tmp_path / "camera_2.mp4", tiny.images[:3, [2], :40])
+    with pytest.raises(InputError, match=r"camera_2\.mp4 holds 3 frames, camera_0\.mp4 4: expected .* equal length"):
+        read_recording(labels)
+
+
+def test_a_video_of_another_camera(tiny, tmp_path):
+    labels = write_one_video_per_camera(of_sizes(tiny), tmp_path)
+    write_gray_video(tmp_path / "camera_2.mp4", tiny.images[:, [2]])
+    with pytest.raises(InputError, match=r"camera_2\.mp4 shows 64x48 pixels, .* one video per camera \(64x40\)"):
+        list(read_recording(labels).images())
+
+
 @pytest.mark.parametrize("labelled", [True, False])
 def test_cameras_given_once_stand_still(tiny, tmp_path, labelled):
     poses = tiny.labels["camera_to_world_transforms"]
@@ -339,7 +434,6 @@ def test_every_camera_model_comes_back(tiny, tmp_path, name):
             "camera models Brown, FishEye62: expected one for all cameras, of FishEye62",
         ),
         (drop("cameras", 1, "k1"), "the field 'k1' is missing"),
-        (put("cameras", 1, "ImageSizeX", 640), "must share one image size"),
         (drop("camera_to_world_transforms", 0), r"camera_to_world_transforms has shape \(3, 4, 4, 4\)"),
         (drop("hand_confidences", 0), r"hand_confidences has shape \(3, 2\), expected \(4, 2\)"),
         (drop("wrist_transforms", 0, 0), "wrist_transforms is not an array of numbers with equal rows"),

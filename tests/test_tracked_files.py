@@ -117,7 +117,7 @@ def test_csv_has_a_row_for_each_tracked_hand(recording, tracks, tmp_path):
 def test_raw_data_is_read_back_as_labels(recording, tracks, tmp_path):
     folder = tmp_path / "tracked"
     folder.mkdir()
-    shutil.copy(recording.video, folder)
+    shutil.copy(recording.path, folder)
     near = replace(tracks.poses, world_from_wrist=recording.world_from_wrist.transpose(0, 1).clone())
     tracks = Tracks.of_poses(near, true_keypoints(recording))
     write_tracks(tracks, recording, folder / "recording_00.json", "raw_data")

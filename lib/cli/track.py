@@ -128,7 +128,7 @@ class Method:
             samples = (self.calibration_samples,) if self.name == "umetrack" else ()
             tracks = tracker.track_unknown(recording, generic, *samples)
         if not tracks.valid_tracking.any():
-            raise InputError(f"{recording.video}: nothing was tracked: {_NOTHING[self.crops]}")
+            raise InputError(f"{recording.path}: nothing was tracked: {_NOTHING[self.crops]}")
         return tracks
 
     def files(self) -> list[Path]:
@@ -160,7 +160,7 @@ _NOTHING = {
 
 def check_trackable(recording: Recording, crops: str, skeleton: str) -> None:
     """Raise InputError where nothing can be tracked, which would take long to find out."""
-    labels = recording.video.with_suffix(".json")
+    labels = recording.path.with_suffix(".json")
     if recording.posed is not None and not recording.posed.any():
         raise InputError(f"{labels}: camera_to_world_transforms holds no headset pose, in no frame")
     if crops == "labelled" and not recording.labelled.any():

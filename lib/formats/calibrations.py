@@ -20,7 +20,7 @@ from lib.crops import aim
 from lib.errors import InputError
 from lib.files import describing, read_text
 from lib.formats.checks import MAX_SIDE, Json, check_lens, check_rig, check_rotation, field, json_array, whole_number
-from lib.recordings import CAMERA_MODELS
+from lib.recordings import CAMERA_MODELS, as_one
 from lib.transforms import homogeneous, invert, quaternion_rotation
 
 
@@ -38,18 +38,14 @@ class CalibratedRig:
         return -torch.atan2(turned[:, 1, 0], turned[:, 0, 0])
 
     def as_one(self) -> Camera:
-        """All cameras as one batch. Raises InputError for models or sizes that no recording holds together."""
+        """All cameras as one batch. Raises InputError for models that no recording holds together."""
         cameras = self.cameras
         if {type(camera) for camera in cameras} == {Pinhole, RadialTangential}:
             cameras = [RadialTangential(c.width, c.height, c.focal_px, c.center_px, _padded(c)) for c in cameras]
-        kinds = {(type(camera).__name__, camera.width, camera.height) for camera in cameras}
-        if len(kinds) > 1:
-            listing = ", ".join(f"{name} of {width}x{height}" for name, width, height in sorted(kinds))
-            raise InputError(f"the cameras of a recording must be of one model and size, got {listing}")
-        names = ("focal_px", "center_px", "distortion")
-        first = cameras[0]
-        stacked = (torch.stack([getattr(camera, name) for camera in cameras]) for name in names)
-        return type(first)(first.width, first.height, *stacked)
+        models = sorted({type(camera).__name__ for camera in cameras})
+        if len(models) > 1:
+            raise InputError(f"the cameras of a recording must be of one model, got {', '.join(models)}")
+        return as_one(cameras)
 
 
 def _padded(camera: Camera) -> Tensor:

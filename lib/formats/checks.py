@@ -154,15 +154,12 @@ def check_hand(model: HandModel) -> None:
 
 def check_lens(camera: Camera) -> None:
     """Focal lengths, principal point and distortion fit the picture."""
-    size = torch.tensor([camera.width, camera.height], dtype=torch.float64)
-    focal, center = camera.focal_px, camera.center_px
-    expected = f"expected 0.05 to 50 times the image's {camera.width}x{camera.height}: negative, or not in pixels?"
+    size, focal, center = camera.size_px, camera.focal_px, camera.center_px
+    image = f"{camera.width}x{camera.height}" if camera.extent_px is None else "own size"
+    expected = f"expected 0.05 to 50 times the image's {image}: negative, or not in pixels?"
     refuse(~((focal > 0.05 * size) & (focal < 50 * size)), f"focal length{{place}} is {{value}} px, {expected}", focal)
-    refuse(
-        ~((center > -0.5 * size) & (center < 1.5 * size)),
-        f"principal point{{place}} is {{value}} px, far outside the image of {camera.width}x{camera.height}",
-        center,
-    )
+    outside = ~((center > -0.5 * size) & (center < 1.5 * size))
+    refuse(outside, f"principal point{{place}} is {{value}} px, far outside the image's {image}", center)
     distortion = camera.distortion
     refuse(~(distortion.abs() <= 100), "distortion{place} is {value}, expected -100 to 100", distortion)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
@@ -21,6 +22,8 @@ BLOCKS = (
 )  # fmt: skip
 """Inverted residual blocks: width of the expansion, outputs, stride, repeat."""
 PRESENCE_THRESHOLD = 0.5
+VIEW_WIDTH = 640
+"""Of the views that are learnt from, with what pads them (px)."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,22 @@ def to_circles(output: Float[Tensor, "views 2 4"], rows: int, columns: int) -> C
 @torch.inference_mode()
 def detect(network: DetNet, picture: UInt8[np.ndarray, "height width"]) -> Circles:
     """The circles around both hands in one view; a hand counts as found from a presence of `PRESENCE_THRESHOLD` on."""
-    small = torch.from_numpy(shrink(picture))
+    view, scale = fit_view(picture)
+    small = torch.from_numpy(shrink(view))
     device = next(network.parameters()).device
     output = network(small.to(device).float().div(255)[None, None])
     circles = to_circles(output.cpu(), *small.shape)
-    return Circles(circles.center_px[0], circles.radius_px[0], circles.presence[0])
+    return Circles(circles.center_px[0] / scale, circles.radius_px[0] / scale, circles.presence[0])
+
+
+def fit_view(picture: UInt8[np.ndarray, "height width"]) -> tuple[UInt8[np.ndarray, "rows columns"], float]:
+    """A view as wide as those that DetNet learns from, and its pixels per pixel of the picture.
+
+    Views of 609 to 640 columns stay as they are, if they can be shrunk; others become 640 wide.
+    """
+    height, width = picture.shape
+    if not (height % SHRINK or width % SHRINK) and VIEW_WIDTH - 8 * SHRINK < width <= VIEW_WIDTH:
+        return picture, 1.0
+    rows = max(1, round(height * VIEW_WIDTH / width / SHRINK)) * SHRINK
+    finer = cv2.INTER_AREA if width > VIEW_WIDTH else cv2.INTER_LINEAR
+    return cv2.resize(picture, (VIEW_WIDTH, rows), interpolation=finer), VIEW_WIDTH / width

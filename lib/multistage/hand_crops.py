@@ -76,7 +76,7 @@ class CachedRecording:
         if video is not None:
             return CachedRecording(read_recording(video), crops)
         recording = Recording(
-            video=Path("training"),
+            path=Path("training"),
             camera=nominal_rig().camera[torch.zeros(HANDS * MAX_VIEWS, dtype=torch.long)],
             mounting_angles=torch.zeros(HANDS * MAX_VIEWS).double(),
             world_from_camera=torch.from_numpy(crops.world_from_crop).double().flatten(1, 2),

@@ -137,7 +137,7 @@ def fitted_camera(camera: Camera) -> Camera:
     if not isinstance(camera, RadialTangential):
         return camera
     nothing = camera.distortion[..., :0]
-    return Pinhole(camera.width, camera.height, camera.focal_px, camera.center_px, nothing)
+    return Pinhole(camera.width, camera.height, camera.focal_px, camera.center_px, nothing, camera.extent_px)
 
 
 def lens_of(camera: Camera) -> Float[np.ndarray, "*batch 17"]:

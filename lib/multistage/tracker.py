@@ -154,7 +154,7 @@ class MultistageTracker:
         """
         (scale,) = self.calibrate_all([CachedRecording(recording)], generic)
         if scale is None:
-            raise InputError(f"{recording.video}: no frame shows a tracked hand to two cameras; no scale fits")
+            raise InputError(f"{recording.path}: no frame shows a tracked hand to two cameras; no scale fits")
         return scale
 
     def track_unknown(self, recording: Recording, generic: HandModel) -> Tracks:
@@ -258,7 +258,7 @@ class MultistageTracker:
         """The hands sought that the detector finds in one camera, another one in each frame."""
         camera = frame % len(images)
         with self.stage("detector"):
-            circles = self.detector(recording, frame, camera, images[camera])
+            circles = self.detector(recording, frame, camera, recording.view(images, camera))
         hands = (sought & (circles.presence > PRESENCE_THRESHOLD)).nonzero()[:, 0]
         return detected_crops(recording, frame, camera, circles, hands)
 

@@ -121,7 +121,7 @@ class Sequence:
 
     def below(self, root: Path) -> Sequence:
         """The same sequence, to be stored below `root`."""
-        return replace(self, recording=replace(self.recording, video=(root / self.key.path).with_suffix(".mp4")))
+        return replace(self, recording=replace(self.recording, path=(root / self.key.path).with_suffix(".mp4")))
 
 
 def sample_sequence(key: SequenceKey, root: Path = Path()) -> Sequence:
@@ -131,7 +131,7 @@ def sample_sequence(key: SequenceKey, root: Path = Path()) -> Sequence:
     rig = sample_rig(generator)
     motion = sample_motion(key.protocol, hand, generator, key.frames)
     recording = Recording(
-        video=Path(),
+        path=Path(),
         camera=rig.camera,
         mounting_angles=torch.deg2rad(torch.tensor(rig.camera_angles_deg, dtype=torch.float64)),
         world_from_camera=rig.posed(torch.from_numpy(motion.world_from_headset)).world_from_camera,
@@ -151,7 +151,7 @@ def write_recording(sequence: Sequence) -> None:
     Besides the public fields the labels hold `pinch`, `near_miss`, `sheet` (the frames in which an occluder passes),
     `elbows` (mm, in the world) and `motion`.
     """
-    motion, video = sequence.motion, sequence.recording.video
+    motion, video = sequence.motion, sequence.recording.path
     frames = (render_frame(sequence.scene, frame) for frame in range(sequence.key.frames))
     write_atomically(video, lambda temporary: encode_gray(temporary, frames))
     elbows = sequence.scene.bones[:, FOREARM_BONES] @ (-FOREARM, 0.0, 0.0, 1.0)
@@ -171,13 +171,13 @@ def write_crops(sequence: Sequence) -> None:
     crops = crop_sequence(
         sequence.recording, lambda frame, camera, region: render_view(sequence.scene, states(frame), camera, region)
     )
-    crops.save(sequence.recording.video.with_suffix(""))
+    crops.save(sequence.recording.path.with_suffix(""))
 
 
 def write_views(sequence: Sequence) -> None:
     """Render whole views of a sequence, now and then, and write them shrunk."""
     views = view_sequence(sequence.recording, lambda frame: render_frame(sequence.scene, frame))
-    views.save(sequence.recording.video.with_suffix(""))
+    views.save(sequence.recording.path.with_suffix(""))
 
 
 def encode_gray(path: Path, frames: Iterator[UInt8[np.ndarray, "views height width"]]) -> None:

@@ -74,8 +74,8 @@ def _properties(recording: Recording) -> pd.DataFrame:
     table = pd.DataFrame({name: values.flatten().numpy() for name, values in columns.items()})
     table.insert(0, "hand", np.repeat(np.arange(HANDS), frames))
     table.insert(0, "frame", np.tile(np.arange(frames), HANDS))
-    table.insert(0, "recording", recording.video.stem)
-    name = RecordingName.of(recording.video)
+    table.insert(0, "recording", recording.path.stem)
+    name = RecordingName.of(recording.path)
     table.insert(0, "user", name.user)
     table.insert(0, "protocol", name.protocol)
     return table[recording.labelled.T.flatten().numpy()]

@@ -68,11 +68,11 @@ def detector_views(
 def _whole_views(source: int, recording: Recording, seed: int) -> Iterator[tuple]:
     """One random whole and unoccluded view of each frame that has any, in random order: `source` and `COLUMNS`."""
     generator = np.random.default_rng((seed, source))
-    labels = read_json(recording.video.with_suffix(".json"))
+    labels = read_json(recording.path.with_suffix(".json"))
     occluder, elbows = (
         json_array(labels, name, shape) for name, shape in (("sheet", (None,)), ("elbows", (None, 2, 3)))
     )
-    name = RecordingName.of(recording.video)
+    name = RecordingName.of(recording.path)
     for frame in generator.permutation(len(recording)):
         options = whole_in_frame(recording, int(frame), elbows[frame] / MM).nonzero().tolist()
         if options and not (len(occluder) and occluder[frame]):

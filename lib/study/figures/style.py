@@ -51,7 +51,7 @@ def hand_scene(recording: Recording, frame: int, view: int) -> HandScene:
     points = crop_points(recording.hand_model, recording.joint_angles[frame], world_from_wrist)
     crop, exists = crop_cameras(cameras, points, hands, recording.mounting_angles)
     if not bool((exists[:, view] & recording.labelled[frame]).all()):
-        raise InputError(f"{recording.video}: camera {view} does not show both hands in frame {frame}; choose another")
+        raise InputError(f"{recording.path}: camera {view} does not show both hands in frame {frame}; choose another")
     chosen = crop[:, view]
     crops = warp([images[view]] * 2, cameras[torch.tensor([view, view])], chosen)
     angle = float(recording.mounting_angles[view])
