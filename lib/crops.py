@@ -105,6 +105,17 @@ def roll(angle: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch 3 3"]:
     return axis_angle_rotation(torch.eye(3).to(angle)[2].expand(*angle.shape, 3), angle)
 
 
+def roll_of(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch"]:
+    """The angle of `aim(axis) @ roll(angle)` (rad)."""
+    rolled = aim(rotation[..., 2]).mT @ rotation
+    return torch.atan2(rolled[..., 1, 0], rolled[..., 0, 0])
+
+
+def upright_angles(headset_from_camera: Float[Tensor, "cameras 3 3"]) -> Float[Tensor, "cameras"]:
+    """The mounting angles with which crops are upright in the axes of the headset: x right, y down, z forward (rad)."""
+    return -roll_of(headset_from_camera)
+
+
 def perturb(
     crop: PosedCamera,
     look_at: Float[Tensor, "*batch 2"],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from lib.cameras import Camera, Fisheye62, Fisheye624, KannalaBrandt, Pinhole, PosedCamera, RadialTangential
+from lib.cameras import Camera, Fisheye44, Fisheye62, Fisheye624, KannalaBrandt, Pinhole, PosedCamera, RadialTangential
 from lib.errors import InputError
 from lib.files import MM, describing, read_json
 from lib.formats.checks import (
@@ -33,8 +34,10 @@ from lib.formats.checks import (
     whole_number,
 )
 from lib.formats.hand_files import hand_from_json, hand_to_json
-from lib.formats.videos import FRAMES_PER_SECOND, Videos, count_all_frames, other_length
-from lib.hands import NUM_JOINTS, HandModel, PosedHands
+from lib.formats.hot3d import Hot3dClip, is_hot3d_recording, is_tar, read_hot3d
+from lib.formats.torch_data import ShardClip, is_shard_clip, read_shard_clip
+from lib.formats.videos import FRAMES_PER_SECOND, Videos, count_all_frames, other_length, padded
+from lib.hands import HANDS, NUM_JOINTS, HandModel, PosedHands
 
 MAX_CAMERAS = 8
 Pictures = Callable[[int], Iterator[UInt8[np.ndarray, "cameras height width"]]]
@@ -85,7 +88,7 @@ class Recording:
         Raises InputError if they are broken, of another size than the cameras, or of another number than the labels.
         """
         if self.pictures is None:
-            raise InputError(f"{self.path} holds no pictures that can be read")
+            raise InputError(f"{self.path} holds no pictures that can be read: of HOT3D its clips (.tar) do")
         return self.pictures(start)
 
     def view(self, images: UInt8[np.ndarray, "cameras height width"], camera: int) -> UInt8[np.ndarray, "rows columns"]:
@@ -95,7 +98,68 @@ class Recording:
 
 
 def read_recording(path: Path) -> Recording:
-    """The recording at a path: a video or the JSON file of the same name beside it (`raw_data` layout).
+    """The recording at a path, in any of the layouts.
+
+    A .tar is a clip of the hand tracking challenge or of HOT3D, a folder a recording of HOT3D, of which there are no
+    pictures, and SHARD/clip_NNNNNN a clip of a training shard. Other files are of the `raw_data` layout. Raises
+    InputError.
+    """
+    if is_shard_clip(path):
+        return _of_shard_clip(read_shard_clip(path), path)
+    if is_tar(path) or is_hot3d_recording(path):
+        return _of_clip(read_hot3d(path), path)
+    return _read_raw_data(path)
+
+
+def _of_clip(clip: Hot3dClip, path: Path) -> Recording:
+    """A clip as a recording; it tells no frame rate."""
+    streams = clip.streams()
+    if len(streams) > MAX_CAMERAS:
+        raise InputError(f"{path} shows {len(streams)} cameras, expected at most {MAX_CAMERAS}")
+    return Recording(
+        path,
+        as_one([clip.camera[stream] for stream in streams]),
+        clip.mounting_angles(streams),
+        torch.stack([clip.world_from_camera[stream] for stream in streams], dim=1),
+        clip.hand_model,
+        clip.joint_angles,
+        clip.world_from_wrist,
+        clip.labelled,
+        posed=clip.headset_tracked,
+        pictures=partial(_pictures_of_clip, clip, path) if clip.encoded else None,
+    )
+
+
+def _of_shard_clip(clip: ShardClip, path: Path) -> Recording:
+    """A clip of one hand as a recording by two upright cameras, or by one if the second repeats it."""
+    hand, frames, of_all = clip.hand, len(clip), clip.cameras
+    centers = of_all.world_from_camera[..., :3, 3]
+    views = 1 if torch.equal(centers[:, 0], centers[:, 1]) else 2
+    angles, pinch = torch.zeros(frames, HANDS, NUM_JOINTS).double(), torch.zeros(frames, HANDS, dtype=torch.bool)
+    wrists = torch.eye(4).double().repeat(frames, HANDS, 1, 1)
+    angles[:, hand], wrists[:, hand], pinch[:, hand] = clip.joint_angles, clip.world_from_wrist, clip.pinch
+    return Recording(
+        path,
+        of_all.camera[:, :views],
+        torch.zeros(views).double(),
+        of_all.world_from_camera[:, :views],
+        clip.hand_model,
+        angles,
+        wrists,
+        (torch.arange(HANDS) == hand).expand(frames, HANDS),
+        pinch=pinch,
+        pictures=lambda start: iter(clip.images[start:, :views]),
+    )
+
+
+def _pictures_of_clip(clip: Hot3dClip, path: Path, start: int) -> Iterator[UInt8[np.ndarray, "cameras height width"]]:
+    with describing(path):
+        for frame in range(start, len(clip)):
+            yield padded([clip.image(stream, frame) for stream in clip.streams()])
+
+
+def _read_raw_data(path: Path) -> Recording:
+    """The recording of a video and the JSON file of the same name beside it.
 
     The JSON may name `videos`, one per camera, in its folder. Raises InputError for a missing or malformed file, an
     unknown camera model, a wrong number of cameras, arrays or videos whose lengths differ, and values that cannot be
@@ -250,6 +314,7 @@ def rig_to_json(
 
 CAMERA_MODELS: dict[str, tuple[type[Camera], tuple[str, ...]]] = {
     "FishEye62": (Fisheye62, ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2")),
+    "FishEye44": (Fisheye44, ("k1", "k2", "k3", "k4", "p1", "p2", "p3", "p4")),
     "FishEye624": (Fisheye624, ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "s1", "s2", "s3", "s4")),
     "KannalaBrandt": (KannalaBrandt, ("k1", "k2", "k3", "k4")),
     "RadialTangential": (RadialTangential, ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")),

@@ -9,7 +9,7 @@ import pytest
 from conftest import tiny_recording
 
 from lib.cli import main
-from lib.formats.raw_data import RecordingName
+from lib.formats.folders import RecordingName
 from lib.metrics import mpjpa, mpjpe
 from lib.study.evaluation import CHALLENGE_LANDMARKS, challenge_table, evaluation_table
 from lib.tracking import Tracks
@@ -37,7 +37,7 @@ def test_one_broken_recording_does_not_stop_the_rest(folder, weights, tmp_path, 
     output = tmp_path / "evaluated"
     assert evaluate(folder, weights, output) == 1
     printed = capsys.readouterr()
-    assert "3 recordings below" in printed.out
+    assert ": 3 raw_data recordings" in printed.out
     assert "1 hand_hand, 2 separate_hand" in printed.out
     assert "4 of 6 are tracked" in printed.out
     assert printed.err.count("not tracked: hand_hand/testing/user_05/recording_00") == 2

@@ -7,19 +7,25 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import random_angles
+from conftest import hand_in_front, headset, random_angles, tiny_recording
 from made_up_data import put
+from scipy.spatial.transform import Rotation
 from torch.testing import assert_close
 
 from lib.cameras import Fisheye44, Fisheye62, Fisheye624, Pinhole
+from lib.crops import choose_views
 from lib.errors import InputError
+from lib.formats.challenge_tars import write_challenge_tar
 from lib.formats.hand_files import hand_to_json
 from lib.formats.hot3d import CALIBRATED_MODELS, camera_from_calibration, read_hot3d
 from lib.recordings import read_recording
 from lib.rendered.shape import generic_hand
+from lib.tracking import true_keypoints
+from lib.transforms import homogeneous, quaternion_rotation
 
 STREAMS = ("1201-1", "1201-2")
 WIDTH, HEIGHT = 636, 480
+MIDDLE_TIP, WRIST_POINT = 2, 5
 NAN = float("nan")
 QUATERNION, TRANSLATION = [0.8, 0.0, 0.6, 0.0], [0.1, -0.2, 1.5]
 POSE = {"quaternion_wxyz": QUATERNION, "translation_xyz": TRANSLATION}
@@ -439,6 +445,122 @@ def test_null_in_place_of_a_hand_of_a_recording(tmp_path):
     del lines[1]["hand_poses"]["0"]
     path.write_text("\n".join(map(json.dumps, lines)))
     assert read_hot3d(tmp_path).labelled.tolist() == [[True, False], [False, False]]
+
+
+def with_streams(members: dict[str, bytes], change) -> dict[str, bytes]:
+    """The same clip; `change` may edit the cameras of a frame."""
+    for name in [name for name in members if name.endswith("cameras.json")]:
+        cameras = json.loads(members[name])
+        change(cameras)
+        members[name] = json.dumps(cameras).encode()
+    return members
+
+
+def test_a_clip_is_a_recording(members, tmp_path):
+    path = write_tar(tmp_path / "clip.tar", members)
+    recording, clip = read_recording(path), read_hot3d(path)
+    assert recording.path == path
+    assert torch.equal(recording.labelled, clip.labelled)
+    assert_close(recording.world_from_wrist, clip.world_from_wrist)
+    assert_close(recording.camera.distortion[1], clip.camera["1201-2"].distortion)
+    images = np.stack(list(recording.images()))
+    assert images.shape == (3, 2, HEIGHT, WIDTH)
+    assert np.abs(images.astype(int) - [[[[60 * f + 20 * s]] for s in range(2)] for f in range(3)]).max() <= 1
+    assert np.array_equal(next(recording.images(start=2)), images[2])
+
+
+def test_coloured_streams_and_those_without_pictures_are_left_out(members, tmp_path):
+    def add(cameras: dict) -> None:
+        for stream, label in (("214-1", "camera-rgb"), ("1201-3", "camera-slam-top")):
+            cameras[stream] = cameras[STREAMS[0]] | {"calibration": calibration() | {"label": label}}
+
+    members = with_streams(members, add)
+    members |= {f"{frame:06d}.image_214-1.jpg": jpeg(200) for frame in range(3)}
+    recording = read_recording(write_tar(tmp_path / "clip.tar", members))
+    assert next(recording.images()).shape == (2, HEIGHT, WIDTH)
+    assert next(recording.images()).max() < 100
+
+
+def test_streams_of_several_sizes(members, tmp_path):
+    def shrink(cameras: dict) -> None:
+        cameras["1201-2"]["calibration"] |= {"image_width": 500, "image_height": 400}
+
+    small = cv2.imencode(".jpg", np.full((400, 500), 90, np.uint8))[1].tobytes()
+    members = with_streams(members, shrink) | {f"{frame:06d}.image_1201-2.jpg": small for frame in range(3)}
+    recording = read_recording(write_tar(tmp_path / "clip.tar", members))
+    images = next(recording.images())
+    assert recording.camera.size_px.tolist() == [[WIDTH, HEIGHT], [500, 400]]
+    assert np.abs(recording.view(images, 1).astype(int) - 90).max() <= 1
+    assert not images[1, 400:].any()
+    assert not images[1, :, 500:].any()
+
+
+def test_a_clip_of_a_test_split(members, tmp_path):
+    """Without labels, without a hand."""
+    members = {name: content for name, content in members.items() if "hand" not in name}
+    recording = read_recording(write_tar(tmp_path / "clip.tar", members))
+    assert recording.hand_model is None
+    assert not recording.labelled.any()
+    assert len(list(recording.images())) == 3
+
+
+def test_a_picture_that_is_missing(members, tmp_path):
+    del members["000002.image_1201-1.jpg"]
+    recording = read_recording(write_tar(tmp_path / "clip.tar", members))
+    with pytest.raises(InputError, match=r"clip\.tar: no picture of stream 1201-1 in frame 2"):
+        list(recording.images())
+
+
+def placed(headset_from_camera: torch.Tensor) -> dict:
+    """A pose as clips store it."""
+    xyzw = Rotation.from_matrix(headset_from_camera[:3, :3].numpy()).as_quat()
+    return {"quaternion_wxyz": [xyzw[3], *xyzw[:3]], "translation_xyz": headset_from_camera[:3, 3].tolist()}
+
+
+@pytest.mark.parametrize("labels", [("camera-slam-left", "camera-slam-right"), ("camera-a", "camera-b")], ids=str)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_how_cameras_are_turned(members, tmp_path, labels, swapped):
+    """The front cameras of the nominal headset, whose mounting angles are 90 degrees, wherever the headset is."""
+    rig = headset()
+    world_from_headset = homogeneous(quaternion_rotation(torch.tensor([0.3, 0.5, -0.7, 0.4]).double()), torch.ones(3))
+    sides = (1, 2) if not swapped else (2, 1)
+
+    def place(cameras: dict) -> None:
+        for stream, side in zip(STREAMS, sides, strict=True):
+            cameras[stream]["T_world_from_camera"] = placed(world_from_headset @ rig.world_from_camera[side])
+            cameras[stream]["calibration"]["label"] = labels[side - 1]
+
+    members = with_streams(members, place)
+    wrist = placed(world_from_headset @ hand_in_front(0.0))
+    for name in [name for name in members if name.endswith(".hands.json")]:
+        hands = json.loads(members[name])
+        hands["left"]["umetrack_pose"]["T_world_from_wrist"] = wrist
+        members[name] = json.dumps(hands | {"right": None}).encode()
+    recording = read_recording(write_tar(tmp_path / "clip.tar", members))
+    assert_close(torch.rad2deg(recording.mounting_angles), torch.full((2,), 90.0).double(), atol=6.0, rtol=0)
+
+
+def test_crop_cameras_of_a_clip_tell_how_cameras_are_turned(tiny_tracker, tmp_path):
+    recording = read_recording(tiny_recording(3).write(tmp_path))
+    write_challenge_tar(recording, tmp_path / "clip.tar")
+    clip = read_recording(tmp_path / "clip.tar")
+    assert_close(clip.mounting_angles[1:3], recording.mounting_angles[1:3], atol=1e-6, rtol=0)
+    known = tiny_tracker.track_known(clip, clip.hand_model)
+    assert known.valid_tracking.all()
+    assert_close(known.gt_keypoints, true_keypoints(recording), atol=1e-3, rtol=0)  # its wrists are of float32
+
+
+def test_the_real_clip_has_upright_crops(real):
+    """Its headset's cameras are turned by a quarter; hands that reach forward have their fingers above the wrist."""
+    recording = read_recording(real / "hot3d_quest3")
+    assert_close(torch.rad2deg(recording.mounting_angles), torch.full((2,), -90.0).double(), atol=3.0, rtol=0)
+    views, crop = choose_views(recording.cameras(0), recording.mounting_angles, recording.hands(0))
+    assert views.all()
+    pixels = crop.project(recording.hands(0).landmarks()[:, None])
+    assert (pixels[:, :, MIDDLE_TIP, 1] < pixels[:, :, WRIST_POINT, 1] - 40).all()
+    assert recording.cameras(0)[None].sees(recording.hands(0).landmarks()[:, None]).all()
+    with pytest.raises(InputError, match=r"holds no pictures that can be read: of HOT3D its clips"):
+        next(recording.images())
 
 
 def test_the_real_clip_holds_the_poses_of_the_real_recording(real):

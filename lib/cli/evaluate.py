@@ -1,4 +1,4 @@
-"""`evaluate`: whole folders of recordings, tracked and compared with their labels."""
+"""`evaluate`: whole folders of recordings of any layout, tracked and compared with their labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lib.cli.arguments import add_device, add_method, add_shard, add_workers
 from lib.cli.track import Method, add_calibration, method_of
 from lib.errors import InputError
 from lib.files import BROKEN_ARRAYS, load_arrays, working_in, write_atomically
-from lib.formats.raw_data import RecordingName, find_recordings
+from lib.formats.folders import RecordingName, files_of, find_contents, find_recordings
 from lib.machines import in_processes
 from lib.recordings import read_recording
 from lib.study.evaluation import challenge_table, evaluation_table
@@ -33,7 +33,7 @@ def add_evaluate(commands) -> None:
     """Add `evaluate`."""
     command = commands.add_parser("evaluate", help="track all recordings of a folder and print the paper's table")
     command.set_defaults(run=run_evaluate)
-    command.add_argument("folder", type=Path, help="recordings in the raw_data layout, at any depth")
+    command.add_argument("folder", type=Path, help="recordings, clips (.tar) or training shards, at any depth")
     add_method(command)
     command.add_argument("--weights", type=Path, help="as of track (default: the released ones)")
     command.add_argument("--skeleton", choices=("known", "unknown", "both"), default="both")
@@ -56,7 +56,8 @@ def run_evaluate(options: argparse.Namespace) -> int:
     videos = [v for v in find_recordings(options.folder) if options.split in (None, RecordingName.of(v).split)]
     if not videos:
         raise InputError(f"no recordings in folders named {options.split} below {options.folder}")
-    print(f"{len(videos)} recordings below {options.folder}: {_kinds(videos)}")
+    print(f"below {options.folder}: {find_contents(options.folder)}")
+    print(f"{len(videos)} to track: {_kinds(videos)}")
     part, parts = options.shard
     cases = {(RecordingName.of(video), skeleton): video for video in videos for skeleton in skeletons}
     if len(cases) < len(skeletons) * len(videos):
@@ -103,7 +104,7 @@ def _path(output: Path, name: RecordingName, skeleton: str) -> Path:
 
 def _made_from(identity: str, video: Path) -> str:
     """What tracks are made from: the method, and the files of the recording as they are now."""
-    files = [path.stat() if path.is_file() else None for path in (video, video.with_suffix(".json"))]
+    files = [path.stat() if path.is_file() else None for path in files_of(video)]
     return json.dumps([identity, *(state and [state.st_size, state.st_mtime_ns] for state in files)])
 
 

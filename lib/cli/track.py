@@ -16,6 +16,7 @@ from lib.checkpoints import load_network
 from lib.cli.arguments import add_device, add_method, positive
 from lib.errors import InputError
 from lib.files import refuse_overwriting, sha256_of
+from lib.formats.folders import files_of
 from lib.formats.hand_files import read_hand
 from lib.formats.tracked_files import FORMATS, write_tracks
 from lib.metrics import auc, mpjpa, mpjpe, pck
@@ -32,7 +33,12 @@ def add_track(commands) -> None:
     """Add `track`."""
     command = commands.add_parser("track", help="track the hands of a recording and compare them with its labels")
     command.set_defaults(run=run_track)
-    command.add_argument("recording", type=Path, help="video of four views, its .json beside it (raw_data layout)")
+    command.add_argument(
+        "recording",
+        type=Path,
+        help="video with its .json beside it (raw_data layout), .json that names its videos, clip (.tar), or "
+        "clip of a training shard (SHARD/clip_000000)",
+    )
     add_method(command)
     command.add_argument(
         "--weights",
@@ -76,11 +82,8 @@ def run_track(options: argparse.Namespace) -> None:
 
 def _tracked_files(options: argparse.Namespace) -> dict[str, Path]:
     """What `track` reads, by the names that its messages give them."""
-    files = {
-        "the recording's video": options.recording,
-        "the recording's .json": options.recording.with_suffix(".json"),
-        "the generic hand": options.generic_hand,
-    }
+    files = {f"of the recording, {path.name}": path for path in files_of(options.recording)}
+    files["the generic hand"] = options.generic_hand
     for path in [options.weights, *(options.weights.glob("*.safetensors") if options.weights.is_dir() else ())]:
         files[f"of the weights, {path.name}"] = path
     return {name: path for name, path in files.items() if path is not None}
@@ -160,17 +163,19 @@ _NOTHING = {
 
 def check_trackable(recording: Recording, crops: str, skeleton: str) -> None:
     """Raise InputError where nothing can be tracked, which would take long to find out."""
-    labels = recording.path.with_suffix(".json")
+    path = recording.path
+    if recording.pictures is None:
+        raise InputError(f"{path} holds no pictures that can be tracked: of HOT3D, give its clips (.tar)")
     if recording.posed is not None and not recording.posed.any():
-        raise InputError(f"{labels}: camera_to_world_transforms holds no headset pose, in no frame")
+        raise InputError(f"{path}: the headset has no pose in any frame (of raw_data: camera_to_world_transforms)")
     if crops == "labelled" and not recording.labelled.any():
         raise InputError(
-            f"{labels} labels no hand: in no frame are its hand_confidences above 0, its wrist_transforms a pose and "
-            "its joint_angles numbers. Crops are taken around labelled hands, so track with crops of its own "
+            f"{path} labels no hand: in no frame is a confidence above 0, the wrist a pose, and are joint angles "
+            "numbers. Crops are taken around labelled hands, so track with crops of its own "
             "(--method multistage --crops own)"
         )
     if skeleton == "known" and recording.hand_model is None:
-        raise InputError(f"{labels} has no hand_model: add the user's, or track with --skeleton unknown")
+        raise InputError(f"{path} has no hand_model: add the user's, or track with --skeleton unknown")
 
 
 def describe(tracks: Tracks) -> str:

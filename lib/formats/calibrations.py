@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lib.cameras import Camera, Pinhole, RadialTangential
-from lib.crops import aim
+from lib.crops import upright_angles
 from lib.errors import InputError
 from lib.files import describing, read_text
 from lib.formats.checks import MAX_SIDE, Json, check_lens, check_rig, check_rotation, field, json_array, whole_number
@@ -33,9 +33,7 @@ class CalibratedRig:
 
     def mounting_angles(self) -> Float[Tensor, "cameras"]:
         """By how much each camera is turned about its optical axis from upright (rad), if the first one is upright."""
-        first_from_camera = (invert(self.rig_from_camera[:1]) @ self.rig_from_camera)[:, :3, :3]
-        turned = aim(first_from_camera[:, :, 2]).mT @ first_from_camera
-        return -torch.atan2(turned[:, 1, 0], turned[:, 0, 0])
+        return upright_angles((invert(self.rig_from_camera[:1]) @ self.rig_from_camera)[:, :3, :3])
 
     def as_one(self) -> Camera:
         """All cameras as one batch. Raises InputError for models that no recording holds together."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +18,14 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from lib.cameras import Camera, Fisheye44, Fisheye62, Fisheye624, Pinhole, PosedCamera
+from lib.crops import roll_of, upright_angles
 from lib.errors import InputError
 from lib.files import describing, read_json, read_text
 from lib.formats import checks
-from lib.formats.archives import read_members
+from lib.formats.archives import StoredMember, read_members
 from lib.formats.checks import MAX_SIDE, Json, json_array, whole_number
 from lib.formats.hand_files import hand_from_json, read_hand
 from lib.hands import HAND_NAMES, NUM_FINGER_JOINTS, NUM_JOINTS, HandModel
@@ -39,27 +42,36 @@ CALIBRATED_MODELS = {
 STORED_ORDER = {"OCULUSVISIONFISHEYE62": (0, 1, 2, 3, 6, 7, 4, 5)}
 """Where a calibration holds our distortion parameters, unless in our order: it has k1..k4 p1 p2 k5 k6."""
 NO_POSE = torch.full((4, 4), torch.nan, dtype=torch.float64)
-_CLIP = re.compile(r"__hand_shapes\.json__|\d{1,9}\.(cameras\.json|hands\.json|image_.+\.(jpg|png))")
+_PICTURE = re.compile(r"(\d{1,9})\.image_(.+)\.(?:jpg|png)")
+_CLIP = re.compile(rf"__hand_shapes\.json__|\d{{1,9}}\.(cameras|hands|hand_crops)\.json|{_PICTURE.pattern}")
 """Names of the members of a clip that are read."""
+
+
+Members = Mapping[str, bytes | StoredMember]
+"""Of a clip, by name; pictures may still lie in it."""
 
 
 @dataclass(frozen=True)
 class Hot3dClip:
     """A sequence of labelled frames seen by named cameras (streams); see `recordings.Recording` for the labels.
 
-    `encoded` holds the pictures of a clip as stored, by (frame, stream); recordings keep theirs elsewhere. Frames in
-    which the headset has no pose, or that did not pass the quality check of HOT3D, have no labels.
+    `label` says what each camera is, "camera-slam-left". `encoded` holds the pictures of a clip as stored, by (frame,
+    stream); recordings keep theirs elsewhere. `crop_rolls` are the angles between cameras and the crop cameras that a
+    clip brings (rad), by stream. Frames in which the headset has no pose, or that did not pass the quality check of
+    HOT3D, have no labels; clips of a test split may have no hand model.
     """
 
     camera: Mapping[str, Camera]
+    label: Mapping[str, str]
     world_from_camera: Mapping[str, Float[Tensor, "frames 4 4"]]
-    hand_model: HandModel
+    hand_model: HandModel | None
     joint_angles: Float[Tensor, "frames 2 22"]
     world_from_wrist: Float[Tensor, "frames 2 4 4"]
     labelled: Bool[Tensor, "frames 2"]
     headset_tracked: Bool[Tensor, "frames"]
     passed_quality_check: Bool[Tensor, "frames"]
-    encoded: Mapping[tuple[int, str], bytes] = field(default_factory=dict, repr=False)
+    encoded: Mapping[tuple[int, str], bytes | StoredMember] = field(default_factory=dict, repr=False)
+    crop_rolls: Mapping[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.joint_angles)
@@ -72,9 +84,10 @@ class Hot3dClip:
         """The grey picture of a stream. Raises InputError if the clip has none or it is broken."""
         if (frame, stream) not in self.encoded:
             raise InputError(f"no picture of stream {stream} in frame {frame}; streams: {', '.join(self.camera)}")
-        camera = self.camera[stream]
+        camera, stored = self.camera[stream], self.encoded[frame, stream]
+        content = stored if isinstance(stored, bytes) else stored.read()
         try:
-            picture = cv2.imdecode(np.frombuffer(self.encoded[frame, stream], np.uint8), cv2.IMREAD_GRAYSCALE)
+            picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
         except cv2.error:
             picture = None
         if picture is None:
@@ -86,6 +99,55 @@ class Hot3dClip:
             )
         return picture
 
+    def streams(self) -> list[str]:
+        """The cameras that hands are tracked with: grey ones of one model that have pictures, if any has."""
+        shown = {stream for _, stream in self.encoded} or self.camera.keys()
+        grey = [s for s in self.camera if s in shown and "rgb" not in self.label[s]] or list(shown)
+        models = Counter(type(self.camera[stream]) for stream in grey)
+        return [stream for stream in grey if type(self.camera[stream]) is models.most_common(1)[0][0]]
+
+    def mounting_angles(self, streams: Sequence[str]) -> Float[Tensor, "cameras"]:
+        """By how much cameras are turned from upright (rad): as their crop cameras say, or else as the cameras lie.
+
+        For the latter the line through two cameras is horizontal, from the one with "left" in its label to that with
+        "right", or else so that hands are below the headset, not above.
+        """
+        upright = self._upright(streams).tolist()
+        angles = [self.crop_rolls.get(stream, angle) for stream, angle in zip(streams, upright, strict=True)]
+        return torch.tensor(angles).double()
+
+    def _upright(self, streams: Sequence[str]) -> Float[Tensor, "cameras"]:
+        """Mounting angles as the cameras lie to each other; zeros for a single one."""
+        if len(streams) < 2 or not self.headset_tracked.any():
+            return torch.zeros(len(streams)).double()
+        frame = int(self.headset_tracked.nonzero()[0])
+        world_from_camera = torch.stack([self.world_from_camera[stream][frame] for stream in streams])
+        ends = [[i for i, s in enumerate(streams) if side in self.label[s]] for side in ("left", "right")]
+        named = all(ends)
+        left, right = (end[0] for end in ends) if named else (0, len(streams) - 1)
+        across = normalize(world_from_camera[right, :3, 3] - world_from_camera[left, :3, 3], dim=0)
+        ahead = world_from_camera[:, :3, 2].sum(dim=0)
+        ahead = normalize(ahead - (ahead @ across) * across, dim=0)
+        down = torch.linalg.cross(ahead, across)
+        hands = self.world_from_wrist[frame, self.labelled[frame], :3, 3] - world_from_camera[left, :3, 3]
+        if not named and len(hands) and hands.mean(dim=0) @ down < 0:
+            across, down = -across, -down
+        world_from_headset = torch.stack((across, down, ahead), dim=1)
+        return upright_angles(world_from_headset.mT @ world_from_camera[:, :3, :3])
+
+
+TRAJECTORY = "umetrack_hand_pose_trajectory.jsonl"
+
+
+def is_tar(path: Path) -> bool:
+    """Whether a path looks like that of a clip: .tar, or .tar with what compressed it."""
+    return path.is_file() and ".tar" in path.suffixes[-2:]
+
+
+def is_hot3d_recording(path: Path) -> bool:
+    """Whether a folder is a recording of HOT3D."""
+    return (path / TRAJECTORY).is_file()
+
 
 def read_hot3d(path: Path) -> Hot3dClip:
     """The clip of a .tar file, or the recording of a folder. Raises InputError."""
@@ -94,7 +156,7 @@ def read_hot3d(path: Path) -> Hot3dClip:
 
 def _read_tar(path: Path) -> Hot3dClip:
     """Frames are numbered from 0, in the order of their names. Each has cameras, and hands unless no frame has any."""
-    members = read_members(path, _CLIP)
+    members = read_members(path, _CLIP, later=_PICTURE)
     with describing(path):
         frames = sorted({name.split(".")[0] for name in members if name[0].isdigit()}, key=int)
         if not any(f"{frame}.cameras.json" in members for frame in frames):
@@ -108,23 +170,51 @@ def _read_tar(path: Path) -> Hot3dClip:
         encoded = {
             (number[match[1]], match[2]): content
             for name, content in members.items()
-            if (match := re.fullmatch(r"(\d+)\.image_(.+)\.(?:jpg|png)", name))
+            if (match := _PICTURE.fullmatch(name)) and match[2] in lenses
         }
-        shapes = _parsed(members, "__hand_shapes.json__")
-        with describing("__hand_shapes.json__"):
-            hand_model = hand_from_json(checks.field(shapes, "umetrack"))
+        poses = [_camera_poses(f"{n}.cameras.json", c, list(lenses)) for n, c in zip(frames, cameras, strict=True)]
         return _checked_clip(
             lenses,
-            torch.stack(
-                [_camera_poses(f"{n}.cameras.json", c, list(lenses)) for n, c in zip(frames, cameras, strict=True)]
-            ),
-            hand_model,
+            {stream: str(entry["calibration"].get("label", "")) for stream, entry in cameras[0].items()},
+            torch.stack(poses),
+            _hand_of_clip(members),
             [_poses_of_clip(f"{n}.hands.json", h) for n, h in zip(frames, hands, strict=True)],
             encoded=encoded,
+            crop_rolls=_crop_rolls(members, frames, dict(zip(lenses, torch.stack(poses, dim=1), strict=True))),
         )
 
 
-def _parsed(members: Mapping[str, bytes], name: str) -> dict:
+def _hand_of_clip(members: Members) -> HandModel | None:
+    if "__hand_shapes.json__" not in members and not any(name.endswith(".hands.json") for name in members):
+        return None
+    shapes = _parsed(members, "__hand_shapes.json__")
+    with describing("__hand_shapes.json__"):
+        return hand_from_json(checks.field(shapes, "umetrack"))
+
+
+def _crop_rolls(
+    members: Members, frames: Sequence[str], world_from_camera: Mapping[str, Float[Tensor, "frames 4 4"]]
+) -> dict[str, float]:
+    """By how much the crop cameras of each stream are rolled (rad), in the mean of those that a clip has."""
+    rolls: dict[str, list[Tensor]] = {}
+    for index, frame in enumerate(frames):
+        name = f"{frame}.hand_crops.json"
+        stored = _parsed(members, name) if name in members else {}
+        with describing(name):
+            for crops in (stored.get(hand) or {} for hand in HAND_NAMES):
+                for stream in crops.keys() & world_from_camera.keys():
+                    world_from_crop = _pose(checks.field(crops[stream], "T_world_from_crop_camera"))
+                    camera_from_crop = world_from_camera[stream][index, :3, :3].mT @ world_from_crop[:3, :3]
+                    rolls.setdefault(stream, []).append(roll_of(camera_from_crop))
+    return {stream: _mean_angle(torch.stack(angles)) for stream, angles in rolls.items()}
+
+
+def _mean_angle(angles: Float[Tensor, "angles"]) -> float:
+    known = angles[angles.isfinite()]
+    return float(torch.atan2(known.sin().sum(), known.cos().sum()))
+
+
+def _parsed(members: Members, name: str) -> dict:
     """The object of a JSON member."""
     if name not in members:
         raise InputError(f"the member {name} is missing")
@@ -189,8 +279,9 @@ def _pose(
 
 def _checked_clip(
     lenses: Mapping[str, Camera],
+    labels: Mapping[str, str],
     poses: Float[Tensor, "frames cameras 4 4"],
-    hand_model: HandModel,
+    hand_model: HandModel | None,
     hands: Sequence[_HandPair],
     passed: Bool[Tensor, "frames"] | None = None,
     **more,
@@ -207,11 +298,11 @@ def _checked_clip(
     checks.check_wrists(("T_world_from_camera", "wrist"), list(lenses.values()), poses, wrists, labelled)
     angles = torch.where(labelled[..., None], angles, 0.0)
     world_from_camera = dict(zip(lenses, poses.unbind(1), strict=True))
-    return Hot3dClip(lenses, world_from_camera, hand_model, angles, wrists, labelled, tracked, passed, **more)
+    return Hot3dClip(lenses, labels, world_from_camera, hand_model, angles, wrists, labelled, tracked, passed, **more)
 
 
 def _read_folder(folder: Path) -> Hot3dClip:
-    trajectory = folder / "umetrack_hand_pose_trajectory.jsonl"
+    trajectory = folder / TRAJECTORY
     if not trajectory.is_file():
         raise InputError(f"no file {trajectory}: expected a folder of a HOT3D recording")
     timestamps, hands = _read_trajectory(trajectory)
@@ -228,9 +319,9 @@ def _read_folder(folder: Path) -> Hot3dClip:
             raise InputError("T_Device_Camera of a camera is null or not finite")
     poses = world_from_headset[:, None] @ headset_from_camera
     with describing(folder):
-        return _checked_clip(
-            lenses, poses, hand_model, hands, _passed(folder / "masks" / "mask_qa_pass.csv", timestamps)
-        )
+        labels = {stream: str(c.get("label", "")) for stream, c in zip(streams, calibrations, strict=True)}
+        passed = _passed(folder / "masks" / "mask_qa_pass.csv", timestamps)
+        return _checked_clip(lenses, labels, poses, hand_model, hands, passed)
 
 
 def _read_trajectory(path: Path) -> tuple[list[int], list[_HandPair]]:

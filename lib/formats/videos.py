@@ -37,22 +37,18 @@ class Videos:
 
     def __call__(self, start: int = 0) -> Iterator[UInt8[np.ndarray, "cameras height width"]]:
         """Raises InputError if a video is broken, has another size than the cameras, or another number of frames."""
-        width, height = (max(side) for side in zip(*self.sizes, strict=True))
         together = len(self.files) == 1
         shapes = [self._side_by_side] if together else [(rows, columns) for columns, rows in self.sizes]
         decoded = [self._decode(*pair, start) for pair in zip(self.files, shapes, strict=True)]
         for pictures in zip(*decoded, strict=True):
-            views = self._cut(pictures[0]) if together else pictures
-            if len(set(self.sizes)) > 1:
-                views = [np.pad(view, ((0, height - len(view)), (0, width - view.shape[1]))) for view in views]
-            yield np.stack(views)
+            yield padded(self._cut(pictures[0]) if together else pictures)
 
     @property
     def _side_by_side(self) -> tuple[int, int]:
         """Rows and columns of a picture of all views."""
         return max(rows for _, rows in self.sizes), sum(columns for columns, _ in self.sizes)
 
-    def _cut(self, picture: UInt8[np.ndarray, "height all"]) -> list[UInt8[np.ndarray, "rows columns"]]:
+    def _cut(self, picture: UInt8[np.ndarray, "height all"]) -> list[UInt8[np.ndarray, "_ _"]]:
         ends = itertools.accumulate(columns for columns, _ in self.sizes)
         return [picture[:rows, end - columns : end] for (columns, rows), end in zip(self.sizes, ends, strict=True)]
 
@@ -77,6 +73,15 @@ class Videos:
             return "one video per camera"
         views = {f"{columns}x{rows}" for columns, rows in self.sizes}
         return f"{len(self.sizes)} views of {', '.join(sorted(views))} side by side"
+
+
+def padded(views: Sequence[UInt8[np.ndarray, "_ _"]]) -> UInt8[np.ndarray, "cameras height width"]:
+    """Pictures of several sizes, black on the right and below up to the size of the largest."""
+    height, width = (max(view.shape[axis] for view in views) for axis in (0, 1))
+    pictures = np.zeros((len(views), height, width), np.uint8)
+    for picture, view in zip(pictures, views, strict=True):
+        picture[: view.shape[0], : view.shape[1]] = view
+    return pictures
 
 
 def other_length(video: Path, frames: int | str, labelled: int) -> InputError:

@@ -27,7 +27,7 @@ from jaxtyping import UInt8
 from lib.crop_cache import crop_sequence, view_sequence
 from lib.errors import InputError
 from lib.files import MM, read_json, sha256_of, working_in, write_atomically
-from lib.formats.raw_data import RecordingName
+from lib.formats.folders import RecordingName
 from lib.machines import in_processes
 from lib.recordings import Recording, labels_to_json
 from lib.rendered.bodies import FOREARM, FOREARM_BONES

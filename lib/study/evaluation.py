@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from lib.formats.raw_data import RecordingName
+from lib.formats.folders import RecordingName
 from lib.hands import FINGERTIPS, NUM_LANDMARKS, PALM, WRIST
 from lib.metrics import PCK_THRESHOLDS_MM, auc, landmark_errors, pck
 from lib.study import paper

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from lib.crops import make_crops, sees_hand
 from lib.files import MM
-from lib.formats.raw_data import RecordingName
+from lib.formats.folders import RecordingName
 from lib.hands import FINGERS, HANDS, NUM_FINGER_JOINTS, WRIST
 from lib.metrics import pinch_distance
 from lib.recordings import FRAMES_PER_SECOND, Recording

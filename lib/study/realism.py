@@ -32,7 +32,7 @@ from lib.crops import crop_cameras, warp
 from lib.errors import InputError
 from lib.files import MM, read_json, write_atomically
 from lib.formats.checks import json_array
-from lib.formats.raw_data import RecordingName, find_recordings
+from lib.formats.folders import RecordingName, find_recordings
 from lib.hands import LEFT, RIGHT, for_hand
 from lib.recordings import Recording, read_recording
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from lib.crop_cache import CropSequence, Region, crop_sequence
 from lib.files import MM, fingerprint, read_json
-from lib.formats.raw_data import RecordingName
+from lib.formats.folders import RecordingName
 from lib.hands import HANDS, for_hand
 from lib.machines import in_processes, without_result
 from lib.recordings import Recording, read_recording
