@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lib.clips import NO_AUGMENTATION, Augmentation, ClipBatch, ClipSource, SkeletonNoise
 from lib.files import MM
+from lib.formats.shard_source import ShardSource
 from lib.hands import HandModel, for_hand
 from lib.losses import (
     LossWeights,
@@ -67,8 +68,8 @@ class ClipTrainingConfig(TrainingConfig):
 class ClipData:
     """What to train on, validation users to watch the training with, and the fingerprint of both."""
 
-    train: ClipSource
-    validation: ClipSource
+    train: ClipSource | ShardSource
+    validation: ClipSource | ShardSource
     fingerprint: str
 
 
@@ -117,7 +118,8 @@ class ClipTraining(Task):
         config, frames = self.config, self.config.clip_frames
         clips = self.data.train.clips(frames, config.pinch_copies)
         chosen, generator = draw_examples(clips, config.hands // frames, config.seed, step, rank, processes)
-        batch = self.data.train.batch(chosen, frames, config.augmentation, generator)
+        source, chosen = self.data.train.opened(chosen, frames)
+        batch = source.batch(chosen, frames, config.augmentation, generator)
         return batch.with_noisy_skeletons(config.skeleton_noise, generator).occluded(config.occluded, generator)
 
     def losses(self, learner: nn.Module, batch: ClipBatch) -> Losses:
@@ -126,10 +128,11 @@ class ClipTraining(Task):
             keep_batch_norms(learner)
         return learner(batch, self.config.weights)
 
-    def validate(self, learner: ClipLearner, source: ClipSource) -> Losses:
+    def validate(self, learner: ClipLearner, source: ClipSource | ShardSource) -> Losses:
         """The terms of the loss on clips that are as long as those that are trained on, with exact skeletons."""
         frames = self.config.clip_frames
         chosen, generator = draw_examples(source.clips(frames), self.config.validation_hands // frames, seed=0, step=0)
+        source, chosen = source.opened(chosen, frames)
         return self.losses(learner, source.batch(chosen, frames, NO_AUGMENTATION, generator))
 
 

@@ -6,7 +6,7 @@ carried to its last. A batch is a pure function of (seed, step): a resumed run d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -143,10 +143,11 @@ class ClipBatch:
 
 
 class ClipSource:
-    """The sequences of a cache: their labels on the training device, and, unless that is the CPU, their pictures.
+    """Sequences of a cache, or of others whose pictures have cameras of their own.
 
-    The CPU reads pictures from the mapped files as they are asked for, so that processes share what the system keeps of
-    them in memory, and more may be rendered than fits there. Raises InputError if there are no sequences, or none
+    Labels lie on the training device, and so do pictures, unless that is the CPU, which reads pictures from the
+    mapped files as they are asked for, so that processes share what the system keeps of them in memory, and more may be
+    rendered than fits there. Raises InputError if there are no sequences, or none
     holds a clip.
     """
 
@@ -161,6 +162,7 @@ class ClipSource:
         self.images = self._load(lengths) if self.device.type != "cpu" else None
         self.begins = torch.tensor([0, *lengths]).cumsum(0)
         names = ("views", "focal_px", "world_from_crop", "joint_angles", "world_from_wrist", "pinch")
+        names += ("picture_matrix", "world_from_picture") if sequences[0].picture_matrix is not None else ()
         self.labels = {
             n: torch.from_numpy(np.concatenate([getattr(s, n) for s in sequences])).to(device) for n in names
         }
@@ -170,9 +172,9 @@ class ClipSource:
         self.hand_models = stack_hands([sequence.hand_model for sequence in sequences]).to(device, torch.float32)
         self._clips: dict[tuple[int, int], Int[Tensor, "clips 2"]] = {}
 
-    def _load(self, lengths: list[int]) -> UInt8[Tensor, "frames 2 views size size"]:
+    def _load(self, lengths: list[int]) -> UInt8[Tensor, "frames 2 views height width"]:
         """All pictures on the training device."""
-        shape = (sum(lengths), 2, MAX_VIEWS, CACHE_SIZE, CACHE_SIZE)
+        shape = (sum(lengths), *self.files[0].shape[1:])
         images = torch.empty(shape, dtype=torch.uint8, device=self.device)
         for file, place in zip(self.files, images.split(lengths), strict=True):
             place.copy_(torch.from_numpy(np.array(file)))
@@ -180,12 +182,19 @@ class ClipSource:
 
     def _pictures(
         self, frame: Int[Tensor, "crops"], hand: Int[Tensor, "crops"], view: Int[Tensor, "crops"]
-    ) -> UInt8[Tensor, "crops size size"]:
+    ) -> UInt8[Tensor, "crops height width"]:
         if self.images is not None:
             return self.images[frame, hand, view]
         sequence = self.sequence[frame]
         places = torch.stack((sequence, frame - self.begins[sequence], hand, view), dim=1).tolist()
         return torch.from_numpy(np.stack([self.files[s][f, h, v] for s, f, h, v in places]))
+
+    def opened(
+        self, clips: Int[Tensor, "clips 2"], frames: int, before: int = 0
+    ) -> tuple[ClipSource, Int[Tensor, "clips 2"]]:
+        """The source that holds given clips of this length and what is known of so many frames before them, and the
+        clips in it: this one."""
+        return self, clips
 
     def clips(self, frames: int, pinch_copies: int = 1) -> Int[Tensor, "clips 2"]:
         """Every clip of this length: its first frame and its hand. Those whose middle frame shows a pinch are there
@@ -222,10 +231,11 @@ class ClipSource:
         world_from_crop = enlarged(_pick(labels["world_from_crop"], views), draws.world_scale[:, None])
         cached = PosedCamera(Pinhole.create(CACHE_SIZE, labels["focal_px"].gather(2, views)), world_from_crop)
         camera = draws.perturb(cached)
+        shown_by = self._picture_cameras(labels, views, draws.world_scale) if "picture_matrix" in labels else cached
         shown = torch.stack((torch.ones_like(two), two), dim=-1)
         place = torch.broadcast_tensors(frame[..., None], hand[..., None], views)
         pictures = self._pictures(*(part[shown] for part in place))
-        warped = warp_pinhole(pictures, cached[shown], camera[shown]) * draws.gain[shown]
+        warped = warp_pinhole(pictures, shown_by[shown], camera[shown]) * draws.gain[shown]
         images = torch.zeros(*shown.shape, CROP_SIZE, CROP_SIZE, device=self.device)
         images[shown] = warped.clamp(0, 1)
         crops = Crops(
@@ -238,6 +248,16 @@ class ClipSource:
         models = self.hand_models[self.sequence[frame].flatten()].scaled(draws.world_scale.expand_as(frame).flatten())
         wrists = enlarged(labels["world_from_wrist"], draws.world_scale)
         return ClipBatch(crops, models, models, labels["joint_angles"], wrists, labels["pinch"], draws.world_scale)
+
+    def _picture_cameras(
+        self, labels: Mapping[str, Tensor], views: Int[Tensor, "frames clips 2"], world_scale: Float[Tensor, "clips"]
+    ) -> PosedCamera:
+        """The cameras of pictures that are not those of the crop cameras, batch (frames, clips, 2)."""
+        height, width = self.files[0].shape[-2:]
+        matrix = _pick(labels["picture_matrix"], views)
+        focal_px = matrix.diagonal(dim1=-2, dim2=-1)[..., :2]
+        lens = Pinhole(width, height, focal_px, matrix[..., :2, 2], focal_px[..., :0])
+        return PosedCamera(lens, enlarged(_pick(labels["world_from_picture"], views), world_scale[:, None]))
 
 
 @dataclass(frozen=True)
@@ -327,6 +347,6 @@ def stack_hands(models: Sequence[HandModel]) -> HandModel:
 
 
 def _pick(
-    values: Float[Tensor, "frames clips 2 4 4"], views: Int[Tensor, "frames clips 2"]
-) -> Float[Tensor, "frames clips 2 4 4"]:
-    return values.gather(2, views[..., None, None].expand(*views.shape, 4, 4))
+    values: Float[Tensor, "frames clips 2 n n"], views: Int[Tensor, "frames clips 2"]
+) -> Float[Tensor, "frames clips 2 n n"]:
+    return values.gather(2, views[..., None, None].expand(*views.shape, *values.shape[-2:]))

@@ -39,10 +39,11 @@ class CropSequence:
     """Crops and labels of one sequence. Metres, radians; transforms as in `Recording` and `crops.crop_cameras`.
 
     `views` counts the crops of a hand in a frame; the first is the reference view. Where there are fewer than two,
-    pictures and cameras of the missing ones are zero and identity.
+    pictures and cameras of the missing ones are zero and identity. The pictures are those of the crop cameras, with
+    `CACHE_SIZE` pixels, unless they have cameras of their own: `picture_matrix`, K, and `world_from_picture`.
     """
 
-    images: UInt8[np.ndarray, "frames 2 2 size size"]
+    images: UInt8[np.ndarray, "frames 2 2 height width"]
     views: Int64[np.ndarray, "frames 2"]
     focal_px: Float32[np.ndarray, "frames 2 2"]
     world_from_crop: Float32[np.ndarray, "frames 2 2 4 4"]
@@ -50,6 +51,8 @@ class CropSequence:
     world_from_wrist: Float32[np.ndarray, "frames 2 4 4"]
     pinch: Bool[np.ndarray, "frames 2"]
     hand_model: HandModel
+    picture_matrix: Float32[np.ndarray, "frames 2 2 3 3"] | None = None
+    world_from_picture: Float32[np.ndarray, "frames 2 2 4 4"] | None = None
 
     def __len__(self) -> int:
         return len(self.views)

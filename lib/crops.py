@@ -75,12 +75,14 @@ def crop_cameras(
 ) -> tuple[PosedCamera, Bool[Tensor, "hands cameras"]]:
     """The crop camera of every hand in every camera, batch (hands, cameras), and whether it exists.
 
-    The optical axis is turned by the smallest rotation towards the centre of the points' world-aligned bounding box,
-    then rolled by the mounting angle (rad) of the camera. The focal length fits the points into `fill` of the image.
+    `cameras` are those of a frame, batch (cameras,), or each hand's own, batch (hands, cameras). The optical axis is
+    turned by the smallest rotation towards the centre of the points' world-aligned bounding box, then rolled by the
+    mounting angle (rad) of the camera. The focal length fits the points into `fill` of the image.
     There is no crop camera where a point lies behind it or the focal length falls below 5 px. Source: §3.1.
     """
     box_center = (points_world.amin(dim=1) + points_world.amax(dim=1)) / 2
-    target = cameras[None].to_camera(box_center[:, None, None])[..., 0, :]
+    of_hands = cameras if cameras.world_from_camera.ndim == 4 else cameras[None]
+    target = of_hands.to_camera(box_center[:, None, None])[..., 0, :]
     camera_from_aimed = aim(target) @ roll(mounting_angle)
     world_from_crop = cameras.world_from_camera @ homogeneous(camera_from_aimed, torch.zeros_like(target))
     world_from_crop = torch.where((hand == RIGHT)[:, None, None, None], mirror_x(world_from_crop), world_from_crop)

@@ -322,6 +322,7 @@ BOMBS = {
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_fill_no_memory(tmp_path, name, monkeypatch):
     monkeypatch.setattr(indexed_files, "MAX_PARTS", 0x2000)
+    monkeypatch.setattr(indexed_files, "UNCOUNTED", 0x1000)
     message = BOMBS[name]
     write_files(tmp_path / "some", [MAGIC, 1, 8, 1, 2, 0, 0, 0, 0, 0, 1, 1 + len(message)], b"\x80" + message)
     tracemalloc.start()
@@ -404,7 +405,7 @@ def test_clips_come_back(tmp_path, clip):
     assert len(shard) == 3
     for index, expected in enumerate(clips):
         found = shard[index]
-        assert_same(found, expected)
+        assert_same(found, replace(expected, hand_model=without_mesh(expected.hand_model)))
         assert len(found) == FRAMES
         assert not found.images.flags.writeable
         assert torch.equal(found.joint_angles, expected.joint_angles)

@@ -29,8 +29,9 @@ MAX_INDEX, MAX_MESSAGE = 1 << 28, 1 << 24
 """Bytes of an index and of a message: millions of clips, thousands of frames."""
 MAX_RANK, MAX_ITEMS = 32, 1 << 48
 """Dimensions of an array, and the product of those that are not zero."""
-MAX_LENGTH, MAX_PARTS = 1 << 14, 1 << 20
-"""Entries of a list or map in a message; lists and maps in a message. What is unpacked takes less than 1 GiB."""
+MAX_LENGTH, MAX_PARTS, UNCOUNTED = 1 << 14, 1 << 20, 1 << 22
+"""Entries of a list or map in a message; lists and maps in a message, which are not counted in one of few bytes: there,
+a list takes a byte at least. What is unpacked takes less than 1 GiB."""
 
 Element = np.ndarray | Mapping[str, Any]
 
@@ -185,9 +186,11 @@ def _unpacked(message: bytes | UInt8[np.ndarray, "_"]) -> dict:
             raise InputError(f"a message of more than {MAX_PARTS} lists and maps")
         return part
 
-    longest = {f"max_{kind}_len": min(MAX_LENGTH, len(message)) for kind in ("array", "map")}
+    limits = {f"max_{kind}_len": min(MAX_LENGTH, len(message)) for kind in ("array", "map")}
+    if len(message) > UNCOUNTED:
+        limits |= {"list_hook": counted, "object_hook": counted}
     try:
-        content = msgpack.unpackb(message, max_ext_len=0, list_hook=counted, object_hook=counted, **longest)
+        content = msgpack.unpackb(message, max_ext_len=0, **limits)
     except (ValueError, TypeError, OverflowError, RecursionError, MemoryError, msgpack.UnpackException) as error:
         raise InputError(f"no msgpack that can be read: {error or type(error).__name__}") from error
     if not isinstance(content, dict):

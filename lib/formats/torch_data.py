@@ -98,16 +98,30 @@ class Shard:
         """
         return ShardClip(**vars(self.labels(index)), images=self._mono[index])
 
+    def frames(self, index: int) -> int:
+        """How many frames a clip has, from the index alone."""
+        return self._picture_shape(index)[0]
+
+    def pinch(self, index: int) -> Bool[Tensor, "frames"]:
+        """Whether the hand of a clip pinches, without a look at the rest. Raises InputError as `[index]` does."""
+        with describing(f"{self._labels.path}: clip {index}"):
+            return _ClipMap(self._labels[index], self.frames(index)).pinch()
+
     def labels(self, index: int) -> ClipLabels:
         """The labels of a clip, without a look at its pictures. Raises InputError as `[index]` does."""
+        shape = self._picture_shape(index)
+        stored = self._labels[index]
+        with describing(f"{self._labels.path}: clip {index}"):
+            return _ClipMap(stored, shape[0]).labels(*shape[2:])
+
+    def _picture_shape(self, index: int) -> tuple[int, ...]:
+        """Frames, views, height and width. Raises InputError for other shapes."""
         shape = self._mono.shape(index)
         if len(shape) != 4 or shape[1] != VIEWS or min(shape) < 1 or max(shape[2:]) > MAX_SIDE:
             raise InputError(
                 f"{self._mono.path}: clip {index} has shape {shape}, expected (frames, {VIEWS}, height, width)"
             )
-        stored = self._labels[index]
-        with describing(f"{self._labels.path}: clip {index}"):
-            return _ClipMap(stored, shape[0]).labels(*shape[2:])
+        return shape
 
 
 def shard_clip(folder: Path, index: int) -> Path:
@@ -161,7 +175,7 @@ class _ClipMap:
             hand_model=self.hand_model("hand_model", hand),
             joint_angles=self.array("joint_angles", NUM_JOINTS, limit=MAX_JOINT_ANGLE),
             world_from_wrist=self.poses("wrist", [HAND_NAMES[hand]]),
-            pinch=self.array("pinch", 1)[:, 0] > 0,
+            pinch=self.pinch(),
             solved=self.solved(hand),
         )
 
@@ -176,6 +190,10 @@ class _ClipMap:
         used = torch.ones(self.frames, len(parts), dtype=torch.bool)
         check_rigid(name, parts, transforms.reshape(*used.shape, 4, 4), used)
         return transforms
+
+    def pinch(self) -> Bool[Tensor, "frames"]:
+        """Whether the hand pinches."""
+        return self.array("pinch", 1)[:, 0] > 0
 
     def hand(self) -> int:
         """0 or 1, the same in all frames."""
@@ -245,13 +263,20 @@ def _map_from_labels(clip: ClipLabels) -> dict[str, Any]:
         "joint_angles": clip.joint_angles,
         "pinch": clip.pinch.double()[:, None],
     }
-    models = {"hand_model": hand_to_json(_mirrored(clip.hand_model, clip.hand))}
+    models = {"hand_model": _skeleton_to_json(clip.hand_model, clip.hand)}
     if clip.solved is not None:
-        unscaled = _mirrored(clip.solved.hand_model, clip.hand).scaled(1 / clip.solved.scale)
-        models["generic_hand_model"] = hand_to_json(unscaled) | {"hand_scale": clip.solved.scale}
+        unscaled = _skeleton_to_json(clip.solved.hand_model.scaled(1 / clip.solved.scale), clip.hand)
+        models["generic_hand_model"] = unscaled | {"hand_scale": clip.solved.scale}
         stored["solved_joint_angles"] = clip.solved.joint_angles
         stored["solved_wrist_xfs"] = _scaled(clip.solved.world_from_wrist, MM)
     return {name: tensor.tolist() for name, tensor in stored.items()} | models
+
+
+def _skeleton_to_json(model: HandModel, hand: int) -> dict[str, Any]:
+    """A hand as shards store it: a right one for `hand` 1, without its mesh."""
+    return hand_to_json(
+        replace(_mirrored(model, hand), mesh_vertices=None, mesh_triangles=None, mesh_bone_weights=None)
+    )
 
 
 def _scaled(transforms: Float[Tensor, "*batch 4 4"], factor: float) -> Float[Tensor, "*batch 4 4"]:

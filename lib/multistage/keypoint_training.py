@@ -13,6 +13,7 @@ from lib.clip_training import PINCH_COPIES, ClipData
 from lib.clips import NO_AUGMENTATION, Augmentation, ClipSource
 from lib.crops import CROP_SIZE
 from lib.files import MM
+from lib.formats.shard_source import ShardSource
 from lib.hands import for_hand
 from lib.multistage.keypoints import KeyNet, KeyNetConfig, decode, hand_scale, prior, relative_distance, targets
 from lib.training import Losses, Task, TrainingConfig, draw_examples
@@ -128,20 +129,21 @@ class KeypointTraining(Task):
         """The loss."""
         return learner(batch)
 
-    def validate(self, learner: KeypointLearner, source: ClipSource) -> Losses:
+    def validate(self, learner: KeypointLearner, source: ClipSource | ShardSource) -> Losses:
         """Errors on crops, with expected keypoints as in training."""
         hands, generator = draw_examples(source.clips(1), self.config.validation_hands, seed=0, step=0)
         return learner(crop_batch(source, hands, NO_AUGMENTATION, self.config.prior, generator))
 
 
 def crop_batch(
-    source: ClipSource,
+    source: ClipSource | ShardSource,
     hands: Int[Tensor, "hands 2"],
     augmentation: Augmentation,
     config: PriorConfig,
     generator: torch.Generator,
 ) -> CropBatch:
-    """All crops of the given hands (frame, hand), augmented."""
+    """All crops of the given hands (clips of one frame), augmented."""
+    source, hands = source.opened(hands, 1, before=max(config.stale_frames, 2))
     clips = source.batch(hands, 1, augmentation, generator)
     model, crops = clips.hand_model, clips.crops
     shown = torch.stack((torch.ones_like(crops.two_views), crops.two_views), dim=1)
