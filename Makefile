@@ -5,6 +5,10 @@ SHELL := /bin/bash
 
 PROFILE ?= reference
 BASE_PYTHON ?= python3
+# DATA=path: study and train on data of one's own, under the name of its folder.
+ifdef DATA
+override PROFILE := $(notdir $(abspath $(DATA)))
+endif
 
 BIN := .venv/bin
 PYTHON := $(BIN)/python
@@ -25,6 +29,10 @@ INPUTS := $(LIBRARY) $(INSTALLED) $(TEST_DATA) $(LESSON_DATA) $(WEIGHTS) $(PREDI
 
 # One thread per free core unless the caller knows better.
 export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),$(shell $(BASE_PYTHON) -m lib.cores 2> /dev/null || getconf _NPROCESSORS_ONLN))
+# OFFICIAL=file: the published weights, as one more row of the tables.
+ifdef OFFICIAL
+export UMETRACK_WEIGHTS := $(abspath $(OFFICIAL))
+endif
 # As lib/__init__.py says it, for programs that load torch before lib.
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -76,10 +84,23 @@ lock: ## pin the newest versions that pyproject.toml allows (needs uv)
 # ---- study ----------------------------------------------------------------------------------------------------------
 
 .PHONY: study
-study: $(EXECUTED) ## run every notebook: all tables and figures of results/PROFILE
+ifndef DATA
+study: $(EXECUTED) ## run every notebook: all tables and figures of results/PROFILE; DATA=path: tables of other data
+else
+# Networks that were trained on this data are preferred to the released ones. One that fails does not stop the rest.
+OWN_WEIGHTS = $(wildcard $(RESULTS)/checkpoints)
+study: $(INSTALLED)
+	$(PYTHON) -m lib survey $(DATA)
+	$(PYTHON) -m lib evaluate $(DATA) --method all --output $(RESULTS)/evaluation \
+		$(addprefix --weights ,$(OWN_WEIGHTS)) $(addprefix --official ,$(OFFICIAL))
+	@mkdir -p $(RESULTS)/notebooks
+	$(PYTHON) -m lib.study.notebooks notebooks/01_data_inspection.ipynb $(RESULTS)/notebooks/01_data_inspection.ipynb \
+		$(PROFILE) data=$(abspath $(DATA))
+endif
 
 # What is there already is kept, if it was made from the same weights and data.
-$(PREDICTIONS): $(LIBRARY) $(INSTALLED) $(TEST_DATA) $(WEIGHTS)
+.PHONY: anew
+$(PREDICTIONS): $(LIBRARY) $(INSTALLED) $(TEST_DATA) $(WEIGHTS) $(if $(OFFICIAL),anew)
 	@echo '== predictions'
 	@$(PYTHON) -m lib predict --profile $(PROFILE)
 	@touch $@
@@ -112,15 +133,21 @@ data/%/testing.json: | $(INSTALLED)
 data/%/training.json: | $(INSTALLED)
 	$(PYTHON) -m lib render --profile $* --split train --output $(@D)
 
+ifdef DATA
+.PHONY: $(TRAINING_DATA)  # imported anew whenever it is asked for: what is there is kept
+$(TRAINING_DATA): $(INSTALLED)
+	$(PYTHON) -m lib import $(DATA) --name $(PROFILE)
+endif
+
 # Where there is no training data, nothing was trained and there is nothing to tune.
 .PHONY: train
-train: $(INSTALLED) ## train every experiment, or go on with it; MINUTES=10 gives each ten minutes
-	@$(MAKE) $$($(PYTHON) -m lib experiments | sed 's|.*|$(RESULTS)/checkpoints/&.safetensors|')
-	[ ! -f $(TRAINING_DATA) ] || $(PYTHON) -m lib tune --profile $(PROFILE)
+train: $(INSTALLED) $(if $(DATA),$(TRAINING_DATA)) ## train every experiment, or go on with it; MINUTES=10, DATA=path
+	@$(MAKE) $$($(PYTHON) -m lib experiments --profile $(PROFILE) | sed 's|.*|$(RESULTS)/checkpoints/&.safetensors|')
+	[ ! -f $(TRAINING_DATA) ] || [ -n "$(DATA)" ] || $(PYTHON) -m lib tune --profile $(PROFILE)
 
 # The data is asked for here, not as a prerequisite: weights that are there need none.
 $(RESULTS)/checkpoints/%.safetensors:
-	$(MAKE) $(TRAINING_DATA)
+	$(if $(DATA),,$(MAKE) $(TRAINING_DATA))
 	$(PYTHON) -m lib train $* --profile $(PROFILE) --resume $(addprefix --minutes ,$(MINUTES))
 
 # ---- checks ---------------------------------------------------------------------------------------------------------

@@ -41,13 +41,13 @@ def test_one_broken_recording_does_not_stop_the_rest(folder, weights, tmp_path, 
     assert "1 hand_hand, 2 separate_hand" in printed.out
     assert "4 of 6 are tracked" in printed.out
     assert printed.err.count("not tracked: hand_hand/testing/user_05/recording_00") == 2
-    table = pd.read_csv(output / "paper.csv")
+    table = pd.read_csv(output / "umetrack/paper.csv")
     assert table[["skeleton", "protocol", "recordings"]].to_numpy().tolist() == [
         ["known", "separate_hand", 2], ["unknown", "separate_hand", 2]
     ]  # fmt: skip
     assert table.mpjpe_mm_paper.tolist() == [9.4, 11.2]
     assert table.mpjpa_mm_per_frame2_official.tolist() == [3.92, 3.86]
-    assert (output / "known/separate_hand/testing/user_06/recording_00.npz").is_file()
+    assert (output / "umetrack/known/separate_hand/testing/user_06/recording_00.npz").is_file()
 
 
 def test_what_is_tracked_is_not_tracked_again(folder, weights, tmp_path, capsys, monkeypatch):
@@ -68,6 +68,19 @@ def test_what_is_tracked_is_not_tracked_again(folder, weights, tmp_path, capsys,
     assert evaluate(folder, weights, output, *asked) == 0
     renewed = {path: path.stat().st_mtime_ns for path in output.rglob("*.npz")}
     assert [path.parent.name for path in made if made[path] != renewed[path]] == ["user_06"]
+
+
+def test_methods_side_by_side(folder, weights, tmp_path, capsys):
+    """The published network, say, is one more row."""
+    shutil.rmtree(folder / "hand_hand")
+    output = tmp_path / "evaluated"
+    assert evaluate(folder, weights, output, "--skeleton", "known", "--official", str(weights)) == 0
+    table = pd.read_csv(output / "paper.csv")
+    assert table.method.tolist() == ["umetrack", "official"]
+    assert table.mpjpe_mm[0] == table.mpjpe_mm[1]
+    assert table.mpjpe_mm_paper.tolist() == [9.4, 9.4]
+    assert evaluate(folder, tmp_path, output, "--method", "all") == 2
+    assert "give those of umetrack by --weights" in capsys.readouterr().err
 
 
 def test_shards_share_the_work_and_the_last_has_the_table(folder, weights, tmp_path, capsys, monkeypatch):
@@ -91,7 +104,7 @@ def test_nothing_to_evaluate(folder, weights, tmp_path, capsys):
     assert "no recordings below" in capsys.readouterr().err
     assert evaluate(folder, weights, tmp_path / "out", "--split", "training") == 2
     assert "no recordings in folders named training below" in capsys.readouterr().err
-    assert evaluate(tmp_path / "empty", tmp_path / "missing.safetensors", tmp_path / "out") == 2
+    assert evaluate(folder, tmp_path / "missing.safetensors", tmp_path / "out") == 2
     assert "missing.safetensors: give those of umetrack by --weights" in capsys.readouterr().err
 
 

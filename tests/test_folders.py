@@ -54,11 +54,21 @@ def test_names(folder):
     named = {path: RecordingName.of(folder / path) for path in (VIDEO, TAR, f"{SHARD}/clip_000002")}
     assert list(named.values()) == [
         RecordingName("hand_hand", "testing", "user_05", "recording_00"),
-        RecordingName("test_quest3", "testing", "test_quest3", "clip-000001"),
+        RecordingName("quest3", "testing", "clip-000001", "clip"),
         RecordingName("hand_hand", "testing", "00000", "clip_000002"),
     ]
+    for name in ("training_hand_hand", "other", "testing", "testament"):
+        (folder / name).mkdir()
+        (folder / name / "some.tar.gz").touch()
+    assert [
+        RecordingName.of(folder / name / "some.tar.gz") for name in ("training_hand_hand", "other", "testament")
+    ] == [
+        RecordingName("hand_hand", "training", "some", "clip"),
+        RecordingName("other", "unknown", "some", "clip"),
+        RecordingName("testament", "unknown", "some", "clip"),
+    ]
     with pytest.raises(InputError, match="is not in the raw_data layout"):
-        RecordingName.of(Path("recording_00.mp4"))
+        RecordingName.of(Path("/recording_00.mp4"))
 
 
 def test_the_files_of_recordings(folder):
@@ -99,10 +109,10 @@ def test_all_layouts_are_evaluated(folder, weights, tmp_path, capsys):
     arguments = ["--weights", str(weights), "--output", str(output), "--workers", "1", "--skeleton", "known"]
     assert main(["evaluate", str(folder), *arguments]) == 0
     printed = capsys.readouterr().out
-    assert "6 to track: 5 hand_hand, 1 test_quest3" in printed
+    assert "6 to track: 5 hand_hand, 1 quest3" in printed
     assert "6 of 6 are tracked" in printed
-    table = pd.read_csv(output / "paper.csv")
-    assert table[["protocol", "recordings"]].to_numpy().tolist() == [["hand_hand", 5], ["test_quest3", 1]]
+    table = pd.read_csv(output / "umetrack/paper.csv")
+    assert table[["protocol", "recordings"]].to_numpy().tolist() == [["hand_hand", 5], ["quest3", 1]]
     (folder / SHARD / "labels.torch.bin").write_bytes(b"")
     assert main(["evaluate", str(folder), *arguments, "--split", "testing"]) == 1
     assert "labels.torch.bin holds 0 bytes, expected" in capsys.readouterr().err

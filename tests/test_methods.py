@@ -16,7 +16,7 @@ from lib.errors import InputError
 from lib.multistage.energy import FitWeights
 from lib.multistage.keypoints import KeyNet, KeyNetConfig, Keypoints
 from lib.multistage.sources import labelled_keypoints
-from lib.study.experiments import END_TO_END
+from lib.study.experiments import END_TO_END, trained_weights_path
 from lib.study.methods import (
     keypoint_errors,
     predict_all,
@@ -103,6 +103,13 @@ def test_all_methods(dataset, results, asked):
         assert tuned_one_euro("tiny", target).min_cutoff_hz == pytest.approx(chosen, rel=1e-4)  # as tables are rounded
     thresholds = tables["pinch_thresholds"]
     assert tuned_pinch_thresholds("tiny") == dict(zip(thresholds.method, thresholds.threshold_mm, strict=True))
+
+
+def test_the_published_weights_are_a_method_where_they_are_brought(dataset, results, asked, monkeypatch):
+    tune("tiny", dataset)
+    monkeypatch.setenv("UMETRACK_WEIGHTS", "somewhere.torch")
+    assert ("official", "unknown") in predict_all("tiny", dataset)
+    assert str(trained_weights_path("tiny", "official")) == "somewhere.torch"
 
 
 def test_the_command_prints_what_it_tuned(dataset, results, asked, capsys):

@@ -48,7 +48,7 @@ def lines(axes) -> dict:
 
 
 def test_every_method_has_a_name_and_a_color():
-    assert METHOD_NAMES.keys() == METHOD_COLORS.keys() == {*END_TO_END, "full_one_euro", BASELINE}
+    assert METHOD_NAMES.keys() == METHOD_COLORS.keys() == {*END_TO_END, "full_one_euro", BASELINE, "official"}
 
 
 def test_scales_stand_over_those_that_fit():

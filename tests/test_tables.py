@@ -90,6 +90,16 @@ def test_table_3_by_case():
     assert by_case(table, "_official").loc["full_temporal_loss", "known, hand-hand"] == ""
 
 
+def test_the_published_network_is_a_row_where_it_is_brought():
+    """Beside the others, whose numbers stay."""
+    brought = {("official", skeleton): study()["full_temporal_loss", skeleton] for skeleton in ("known", "unknown")}
+    alone, table = (multistage_table(measure(of)) for of in (study(), study() | brought))
+    assert table.method.unique().tolist() == [*METHODS, "official"]
+    pd.testing.assert_frame_equal(table[:12], alone)
+    assert table.mpjpe_mm[12:].tolist() == alone[alone.method == "full_temporal_loss"].mpjpe_mm.tolist()
+    assert pinch_table(measure(study() | brought)).method.tolist() == [*METHODS, "official"]
+
+
 def test_table_4():
     table = pinch_table(measure(study()))
     assert table.columns.tolist() == [

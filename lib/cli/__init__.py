@@ -9,6 +9,7 @@ import torch
 
 from lib.cli.calibration import add_import_calibration
 from lib.cli.evaluate import add_evaluate
+from lib.cli.own_data import add_export, add_import, add_survey
 from lib.cli.study import ADD_COMMANDS
 from lib.cli.track import add_track
 from lib.cores import threads_to_use
@@ -31,6 +32,6 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lib", description="The UmeTrack study's tools.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_track, add_evaluate, add_import_calibration, *ADD_COMMANDS):
+    for add in (add_track, add_evaluate, add_survey, add_import, add_export, add_import_calibration, *ADD_COMMANDS):
         add(commands)
     return parser

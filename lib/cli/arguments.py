@@ -31,9 +31,9 @@ def add_workers(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_method(command: argparse.ArgumentParser) -> None:
+def add_method(command: argparse.ArgumentParser, choices: tuple[str, ...] = ("umetrack", "multistage")) -> None:
     """Add --method and --crops."""
-    command.add_argument("--method", choices=("umetrack", "multistage"), default="umetrack")
+    command.add_argument("--method", choices=choices, default="umetrack")
     command.add_argument(
         "--crops",
         choices=("labelled", "own"),

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -34,13 +34,18 @@ def add_evaluate(commands) -> None:
     command = commands.add_parser("evaluate", help="track all recordings of a folder and print the paper's table")
     command.set_defaults(run=run_evaluate)
     command.add_argument("folder", type=Path, help="recordings, clips (.tar) or training shards, at any depth")
-    add_method(command)
-    command.add_argument("--weights", type=Path, help="as of track (default: the released ones)")
+    add_method(command, choices=("umetrack", "multistage", "all"))
+    command.add_argument(
+        "--weights",
+        type=Path,
+        help="as of track (default: the released ones); of all methods: a folder like results/reference/checkpoints",
+    )
+    command.add_argument("--official", type=Path, metavar="FILE", help="the published weights, as one more method")
     command.add_argument("--skeleton", choices=("known", "unknown", "both"), default="both")
     add_calibration(command)
     command.add_argument("--split", choices=("training", "testing"), help="only recordings in folders of this name")
     command.add_argument("--metrics", choices=("paper", "challenge"), default="paper")
-    command.add_argument("--output", type=Path, help="folder of tracks and table (default: results/evaluation/METHOD)")
+    command.add_argument("--output", type=Path, help="folder of tracks and tables (default: results/evaluation)")
     add_shard(command)
     add_workers(command)
     add_device(command)
@@ -48,41 +53,76 @@ def add_evaluate(commands) -> None:
 
 def run_evaluate(options: argparse.Namespace) -> int:
     """Track what is not tracked yet; print and write the table of all that is. The exit code is 1 if some failed."""
-    if options.weights is None:
-        options.weights = results_folder("reference") / "checkpoints" / RELEASED[options.method]
-    method, output = method_of(options), options.output or ROOT / "results" / "evaluation" / options.method
-    identity = method.identity()
-    skeletons = ("known", "unknown") if options.skeleton == "both" else (options.skeleton,)
     videos = [v for v in find_recordings(options.folder) if options.split in (None, RecordingName.of(v).split)]
     if not videos:
         raise InputError(f"no recordings in folders named {options.split} below {options.folder}")
     print(f"below {options.folder}: {find_contents(options.folder)}")
     print(f"{len(videos)} to track: {_kinds(videos)}")
-    part, parts = options.shard
+    skeletons = ("known", "unknown") if options.skeleton == "both" else (options.skeleton,)
     cases = {(RecordingName.of(video), skeleton): video for video in videos for skeleton in skeletons}
     if len(cases) < len(skeletons) * len(videos):
         raise InputError(f"{options.folder} holds recordings of equal names: protocol, split, user and recording")
+    methods, tables, failed = _methods(options), [], False
+    output = options.output or ROOT / "results" / "evaluation"
+    for name, method in methods.items():
+        table, complete = _evaluate(name, method, cases, output / name, options)
+        tables += [] if table is None else [table]
+        failed |= not complete
+    if len(tables) > 1:
+        together = pd.concat(tables)
+        write_atomically(output / f"{options.metrics}.csv", lambda path: together.to_csv(path, index=False))
+    return 1 if failed else 0
+
+
+def _methods(options: argparse.Namespace) -> dict[str, Method]:
+    """What is asked for, by name. Raises InputError for weights that are missing."""
+    released = options.weights or results_folder("reference") / "checkpoints"
+    methods = {}
+    for name in RELEASED if options.method == "all" else (options.method,):
+        given = options.weights is not None and options.method != "all"
+        chosen = {"method": name, "weights": options.weights if given else released / RELEASED[name]}
+        crops = {"crops": "labelled"} if options.method == "all" and name == "umetrack" else {}
+        methods[name] = method_of(argparse.Namespace(**vars(options) | chosen | crops))
+    if options.official is not None:
+        chosen = {"method": "umetrack", "weights": options.official, "crops": "labelled"}
+        methods["official"] = method_of(argparse.Namespace(**vars(options) | chosen))
+    for method in methods.values():
+        method.identity()
+    return methods
+
+
+Case = tuple[RecordingName, str]
+"""A recording and the kind of its skeleton."""
+
+
+def _evaluate(
+    name: str, method: Method, cases: Mapping[Case, Path], output: Path, options: argparse.Namespace
+) -> tuple[pd.DataFrame | None, bool]:
+    """The table of one method, if anything is tracked, and whether all is that was to be."""
+    identity, (part, parts) = method.identity(), options.shard
     jobs = {
         case: partial(_track, method, _made_from(identity, cases[case]), cases[case], case[1], _path(output, *case))
         for case in list(cases)[part - 1 :: parts]
     }
     with working_in(output / f"part_{part}_of_{parts}", wait=False):
-        problems = in_processes(jobs, options.workers, "tracking", "recording")
+        problems = in_processes(jobs, options.workers, f"tracking, {name}", "recording")
     tracked = [
         (*case, _read(_path(output, *case)))
         for case, video in cases.items()
         if _is_made(_path(output, *case), _made_from(identity, video))
     ]
+    table = None
     if tracked:
         challenge = options.metrics == "challenge"
-        table = challenge_table(tracked) if challenge else evaluation_table(options.method, tracked)
+        table = challenge_table(tracked) if challenge else evaluation_table(name, tracked)
+        table.insert(0, "method", name)
         write_atomically(output / f"{options.metrics}.csv", lambda path: table.to_csv(path, index=False))
-        print(_text(table))
+        print(f"\n{name}\n{_text(table)}")
     print(f"{len(tracked)} of {len(cases)} are tracked; tracks and table: {output}")
     failed = {case: problem for case, problem in problems.items() if problem}
-    for (name, skeleton), problem in failed.items():
-        print(f"not tracked: {name.path}, {skeleton} skeleton: {problem}", file=sys.stderr)
-    return 1 if failed else 0
+    for (recording, skeleton), problem in failed.items():
+        print(f"not tracked: {recording.path}, {skeleton} skeleton: {problem}", file=sys.stderr)
+    return table, not failed
 
 
 def _track(method: Method, made_from: str, video: Path, skeleton: str, path: Path) -> str | None:
@@ -134,7 +174,7 @@ def _text(table: pd.DataFrame) -> str:
     """The table as text, the paper's numbers and its authors' corrected ones beside ours."""
     shown = table[["skeleton", "protocol", "recordings"]].copy()
     if "mpjpe_19_mm" in table:
-        return table.to_string(index=False, float_format="{:.2f}".format, na_rep="")
+        return table.drop(columns="method").to_string(index=False, float_format="{:.2f}".format, na_rep="")
     shown["tracked (%)"] = table.tracked_percent.map("{:.1f}".format)
     for metric, unit in ((MPJPE, "MPJPE (mm)"), (MPJPA, "MPJPA (mm/frame²)")):
         numbers = zip(table[metric], table[f"{metric}_low"], table[f"{metric}_high"], strict=True)

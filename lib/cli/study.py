@@ -25,10 +25,17 @@ from lib.network import UmeTrack
 from lib.recordings import read_recording
 from lib.rendered.dataset import PROFILES, render_dataset, render_shard
 from lib.rendered.shape import generic_hand
-from lib.study.benchmarks import benchmark_multistage, benchmark_rendering, benchmark_tracking, benchmark_training
+from lib.study.benchmarks import (
+    benchmark_data,
+    benchmark_multistage,
+    benchmark_rendering,
+    benchmark_tracking,
+    benchmark_training,
+)
 from lib.study.experiments import EXPERIMENTS, PUBLISHED_NETWORK, REFERENCE_NETWORK, train_experiment
 from lib.study.methods import make_predictions
 from lib.study.methods import tune as tune_methods
+from lib.study.own_data import can_be_trained, read_own
 from lib.study.recipe import VARIANTS
 from lib.study.recipe import search as search_recipe
 from lib.study.report import write_report
@@ -113,11 +120,13 @@ def _add_experiments(commands) -> None:
         "experiments", help="list the experiments; what they begin with is trained when it is needed"
     )
     command.set_defaults(run=list_experiments)
+    add_profile(command)
 
 
 def list_experiments(options: argparse.Namespace) -> None:
-    """Print the names of what there is to train."""
-    print(*EXPERIMENTS, sep="\n")
+    """Print the names of what there is to train; of data of one's own, of what they allow."""
+    own = read_own(_data(options))
+    print(*(name for name, config in EXPERIMENTS.items() if can_be_trained(config, own)), sep="\n")
 
 
 def _add_predict(commands) -> None:
@@ -184,10 +193,10 @@ def report(options: argparse.Namespace) -> None:
 
 
 def _add_benchmark(commands) -> None:
-    command = commands.add_parser("benchmark", help="time tracking, training or rendering")
+    command = commands.add_parser("benchmark", help="time tracking, training, reading of data or rendering")
     command.set_defaults(run=benchmark)
-    command.add_argument("what", choices=("tracking", "training", "rendering"))
-    command.add_argument("--recording", type=Path, help="what is tracked")
+    command.add_argument("what", choices=("tracking", "training", "data", "rendering"))
+    command.add_argument("--recording", type=Path, help="what is tracked or, by data, read")
     add_method(command)
     command.add_argument("--weights", type=Path, help="as of track (default: published network, random weights)")
     command.add_argument("--repeats", type=positive, default=5, help="how often everything is measured")
@@ -198,7 +207,7 @@ def _add_benchmark(commands) -> None:
 
 
 def benchmark(options: argparse.Namespace) -> None:
-    """Time tracking, training or rendering and print a table."""
+    """Time tracking, training, reading or rendering and print a table."""
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.what == "tracking":
@@ -218,6 +227,10 @@ def benchmark(options: argparse.Namespace) -> None:
     elif options.what == "training":
         networks = {"published": PUBLISHED_NETWORK, "reference": REFERENCE_NETWORK}
         table = benchmark_training(networks, options.device, 4 * options.repeats, options.precision)
+    elif options.what == "data":
+        if options.recording is None:
+            raise InputError("benchmark data needs --recording FILE.mp4, with labels and a hand_model")
+        table = benchmark_data(read_recording(options.recording), options.device)
     else:
         table = benchmark_rendering(options.workers, options.repeats)
     print(table.to_string(index=False, float_format="{:.2f}".format, na_rep=""))

@@ -7,6 +7,8 @@ challenge and of HOT3D are .tar files. Clips of training shards have made-up pat
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +16,15 @@ from lib.errors import InputError
 from lib.formats.hot3d import is_hot3d_recording, is_tar
 from lib.formats.torch_data import Shard, is_shard, is_shard_clip, shard_clip
 
+_SPLIT = re.compile(r"(?:(train|test)(?:ing)?(?:[_-]|$))?(.*)")
+
 
 @dataclass(frozen=True, order=True)
 class RecordingName:
     """Where a recording lies below its KIND: `user` is user_NN, `recording` is recording_NN.
 
-    A clip of a shard has the shard's number as user; a .tar the folder that it is in as protocol and user, and a split
-    if that folder is named after one.
+    A clip of a shard has the shard's number as user. A .tar is a user of its own; the folder that it is in is its
+    protocol, after the split if it begins with one: train_quest3.
     """
 
     protocol: str
@@ -31,16 +35,17 @@ class RecordingName:
     @staticmethod
     def of(path: Path) -> RecordingName:
         """The name of the recording at a path, with or without suffix. Raises InputError if it has too few folders."""
-        parts = path.parts[-4:]
+        whole = Path(os.path.abspath(path))
+        parts = whole.parts[-4:]
         if is_tar(path):
-            folder, name = path.absolute().parent.name, path.name.split(".tar")[0]
-            split = next((s for s in ("training", "testing") if folder.startswith(s[:4])), "unknown")
-            return RecordingName(folder, split, folder, name)
+            kind, protocol = _SPLIT.match(whole.parent.name).groups()
+            split = {"train": "training", "test": "testing"}.get(kind, "unknown")
+            return RecordingName(protocol, split, path.name.split(".tar")[0], "clip")
         if len(parts) < 4:
             raise InputError(f"{path} is not in the raw_data layout: expected PROTOCOL/SPLIT/user_NN/recording_NN.mp4")
         if is_shard_clip(path):
             return RecordingName(parts[0], parts[2], parts[1], parts[3])
-        return RecordingName(*path.with_suffix("").parts[-4:])
+        return RecordingName(*whole.with_suffix("").parts[-4:])
 
     @property
     def path(self) -> Path:

@@ -15,7 +15,7 @@ from lib.clips import ClipSource
 from lib.crop_cache import CropSequence
 from lib.crops import MAX_VIEWS, crop_cameras
 from lib.errors import InputError
-from lib.files import describing
+from lib.files import describing, fingerprint, sha256_of
 from lib.formats.torch_data import Shard, ShardClip
 from lib.hands import HANDS, NUM_JOINTS
 
@@ -72,7 +72,7 @@ class ShardSource:
             start = max(0, first - before)
             clip = shard[index]
             with describing(f"{shard.folder}: clip {index}"):
-                sequences.append(_sequence(clip, start, first, first + frames))
+                sequences.append(_sequence(clip, slice(start, first + frames)))
             places.append((begin + first - start, clip.hand))
             begin += first + frames - start
         sizes = {sequence.images.shape[-2:] for sequence in sequences}
@@ -81,19 +81,16 @@ class ShardSource:
         return ClipSource(sequences, self.device), torch.tensor(places)
 
 
-def _sequence(clip: ShardClip, start: int, first: int, end: int) -> CropSequence:
-    """The frames of a clip from `start` to `end`, with pictures from `first` on."""
-    hand, part = clip.hand, slice(start, end)
-    cameras, frames = clip.cameras[part], end - start
+def _sequence(clip: ShardClip, part: slice) -> CropSequence:
+    """Some frames of a clip. Its pictures stand for those of the other hand, too, which no camera sees."""
+    hand, cameras, pictures = clip.hand, clip.cameras[part], clip.images[part]
+    frames = len(pictures)
     sides = torch.full((frames,), hand)
     crop, exists = crop_cameras(cameras, clip.enclosing_points[part], sides, torch.zeros(MAX_VIEWS).double())
     centers = cameras.world_from_camera[..., :3, 3]
     second = exists[:, 1] & (centers[:, 0] != centers[:, 1]).any(dim=-1)
-    if not exists[first - start :, 0].all():
+    if not exists[:, 0].all():
         raise InputError("a point that a crop must hold lies behind the first camera")
-    height, width = clip.images.shape[-2:]
-    images = np.zeros((frames, HANDS, MAX_VIEWS, height, width), np.uint8)
-    images[first - start :, hand] = clip.images[first:end]
 
     def of_both_hands(values: Tensor, rest: float | Tensor) -> np.ndarray:
         """What is known of one hand as the field of a sequence, single precision; `rest` for the other."""
@@ -106,7 +103,7 @@ def _sequence(clip: ShardClip, start: int, first: int, end: int) -> CropSequence
     pinch = np.zeros((frames, HANDS), bool)
     pinch[:, hand] = clip.pinch[part].numpy()
     return CropSequence(
-        images=images,
+        images=np.broadcast_to(pictures[:, None], (frames, HANDS, *pictures.shape[1:])),
         views=views,
         focal_px=of_both_hands(crop.camera.focal_px[..., 0], 1.0),
         world_from_crop=of_both_hands(crop.world_from_camera, torch.eye(4)),
@@ -132,3 +129,9 @@ def split_shards(folders: Sequence[Path]) -> tuple[list[Part], list[Part]]:
     begin = len(shards) - max(1, round(VALIDATION_SHARE * len(shards)))
     parts = [(shard, range(len(shard))) for shard in shards]
     return parts[:begin], parts[begin:]
+
+
+def shards_fingerprint(folders: Sequence[Path]) -> str:
+    """One hash of what shards hold: of their indices, which tell where their contents end."""
+    indices = [path for folder in folders for path in folder.glob("*.idx")]
+    return fingerprint({"/".join(path.parts[-4:]): sha256_of(path) for path in indices})

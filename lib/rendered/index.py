@@ -49,9 +49,18 @@ def training_files(folder: Path, form: str) -> dict[str, str]:
 
 
 def split_users(folder: Path, files: Mapping[str, str]) -> tuple[list[Path], list[Path]]:
-    """The sequences to train on, and those of validation users, who are a tenth of the users (at least one)."""
+    """The sequences to train on, and those of validation users, who are a tenth of the users (at least one).
+
+    Of a single user, whose data are somebody's own, a tenth of the sequences is held out. Raises InputError if there is
+    but one.
+    """
     stems = sorted({(folder / path).with_suffix("") for path in files})
     users = sorted({stem.parent.name for stem in stems}, key=lambda name: (len(name), name))
+    if len(users) == 1:
+        kept = len(stems) - max(1, round(VALIDATION_SHARE * len(stems)))
+        if not kept:
+            raise InputError(f"{folder} holds one sequence, {stems[0].name}: expected two, one of which is held out")
+        return stems[:kept], stems[kept:]
     held_out = users[-max(1, round(VALIDATION_SHARE * len(users))) :]
     return (
         [stem for stem in stems if stem.parent.name not in held_out],

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import multiprocessing
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -11,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import msgpack
 import numpy as np
 import pandas as pd
 import torch
@@ -19,15 +23,22 @@ from lib.clip_training import ClipData, ClipTraining, ClipTrainingConfig
 from lib.clips import ClipSource
 from lib.crop_cache import CACHE_SIZE, CropSequence
 from lib.crops import choose_crop_cameras, take_crops
+from lib.formats.challenge_tars import write_challenge_tar
+from lib.formats.cut_clips import clips_of
+from lib.formats.indexed_files import MAGIC, MSGPACK, VERSION, IndexedFile, files_of
+from lib.formats.shard_source import ShardSource
+from lib.formats.torch_data import LABELS, MONO, Shard, write_shard
 from lib.hands import HANDS, HandModel, for_hand
 from lib.machines import Precision, machine, native_precision, processor, start_worker
 from lib.multistage.sources import Detector, KeypointSource
 from lib.multistage.tracker import MultistageTracker
 from lib.network import NetworkConfig, TemporalState, UmeTrack
-from lib.recordings import Recording
+from lib.recordings import Recording, read_recording
 from lib.rendered.dataset import SequenceKey, sample_sequence
 from lib.rendered.motion import PROTOCOLS
 from lib.rendered.raster import render_frame
+from lib.study.experiments import REFERENCE_NETWORK
+from lib.study.sequences import crops_of_recording
 from lib.tracking import advance, prepare_for_inference
 from lib.training import Run
 
@@ -218,6 +229,97 @@ def benchmark_methods(
         "multi-stage": benchmark_multistage(recording, keypoints, detector, device, repeats),
     }
     return pd.concat([table.assign(stage=f"{name}: " + table.stage) for name, table in tables.items()])
+
+
+SPARSE_BYTES = 50 << 30
+"""Of the pictures of the shard that memory is measured on; they take no place on the disk."""
+_SPARSE_SIDE = 256
+_CLIP_FRAMES = 32
+_BATCHES = 20
+
+
+def benchmark_data(recording: Recording, device: torch.device | str) -> pd.DataFrame:
+    """Crops per second of everything that training can read, beside what training uses of the reference network.
+
+    Recordings are imported once, then trained from as a cache. Columns: reader, crops_per_second, times_training (None
+    for training itself), memory_mb (by how much the process's own memory grows over the last three quarters of the
+    batches, mapped files not counted; NaN where the system does not tell).
+    """
+    rows = [{"reader": "training itself", "crops_per_second": _training_speed(device)}]
+    with TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        sequence = crops_of_recording(recording)
+        sequence.save(scratch / "cache")
+        write_shard(scratch / "shard", clips_of(recording, _CLIP_FRAMES))
+        write_challenge_tar(recording, scratch / "clip.tar")
+        sparse = _write_sparse_shard(scratch / "shard", scratch / "sparse")
+        sources = {
+            "training cache": ClipSource([CropSequence.load(scratch / "cache")], device),
+            "torch_data": _shard_source(scratch / "shard", device),
+            f"torch_data, {SPARSE_BYTES >> 30} GB of {_SPARSE_SIDE}x{_SPARSE_SIDE} px": _shard_source(sparse, device),
+        }
+        rows += [{"reader": name} | _reading_speed(source) for name, source in sources.items()]
+        for name, path in (("raw_data, imported", recording.path), (".tar, imported", scratch / "clip.tar")):
+            start = time.perf_counter()
+            crops = int(crops_of_recording(read_recording(path)).views.sum())
+            rows.append({"reader": name, "crops_per_second": crops / (time.perf_counter() - start)})
+    table = pd.DataFrame(rows)
+    table.insert(2, "times_training", table.crops_per_second / table.crops_per_second[0])
+    return table
+
+
+def _training_speed(device: torch.device | str) -> float:
+    """Crops per second of the second phase of the reference network, in what the device multiplies natively."""
+    source = ClipSource([_noise_sequence(60)], device)
+    config = ClipTrainingConfig(REFERENCE_NETWORK, optimizer="muon", keep_batch_norms=True)
+    task = ClipTraining(config, ClipData(source, source, "noise"), _noise_sequence(1).hand_model)
+    with TemporaryDirectory() as scratch:
+        run = Run(Path(scratch, "run"), task, device)
+        for _ in range(_BATCHES + WARM_UP_STEPS):
+            run.one_step()
+        return _throughput(run)["crops_per_second"]
+
+
+def _reading_speed(source: ClipSource | ShardSource) -> dict[str, float]:
+    """Crops per second of batches as the second phase draws them, and by how much memory grows meanwhile."""
+    task = ClipTraining(
+        ClipTrainingConfig(pinch_copies=1), ClipData(source, source, "read"), _noise_sequence(1).hand_model
+    )
+    crops, seconds, memory = [], [], []
+    for step in range(4 * _BATCHES):
+        start = time.perf_counter()
+        crops.append(len(task.batch(step, 0, 1)))
+        seconds.append(time.perf_counter() - start)
+        memory.append(own_memory_mb())
+    speed = float(np.median(np.array(crops) / seconds))
+    return {"crops_per_second": speed, "memory_mb": memory[-1] - memory[_BATCHES]}
+
+
+def own_memory_mb() -> float:
+    """What this process has in memory for itself alone, mapped files not counted (MB); NaN where that is unknown."""
+    status = Path("/proc/self/status")
+    found = re.search(r"RssAnon:\s+(\d+) kB", status.read_text()) if status.is_file() else None
+    return int(found[1]) / 1000 if found else float("nan")
+
+
+def _shard_source(folder: Path, device: torch.device | str) -> ShardSource:
+    shard = Shard(folder)
+    return ShardSource([(shard, range(len(shard)))], device)
+
+
+def _write_sparse_shard(like: Path, folder: Path) -> Path:
+    """A shard of black pictures that are larger than `like`'s, with the labels of its first clip in every clip."""
+    shape = _CLIP_FRAMES, 2, _SPARSE_SIDE, _SPARSE_SIDE
+    count, size = SPARSE_BYTES // math.prod(shape), math.prod(shape)
+    message = msgpack.packb(IndexedFile(like / LABELS)[0])
+    folder.mkdir()
+    for stem, kind, item, dims in ((MONO, 1, size, shape), (LABELS, MSGPACK, len(message), ())):
+        index, content = files_of(folder / stem)
+        header, places = (MAGIC, VERSION, kind, 1, count, count * len(dims)), np.arange(count + 1)
+        np.concatenate([header, len(dims) * places, item * places, np.tile(dims, count)]).astype("<i8").tofile(index)
+        with content.open("wb") as file:
+            file.truncate(count * size) if stem == MONO else file.writelines(itertools.repeat(message, count))
+    return folder
 
 
 RENDERED_FRAMES = 60

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +18,7 @@ from lib.clips import MILD_AUGMENTATION, ClipSource
 from lib.crop_cache import CropSequence, ViewSequence
 from lib.errors import InputError
 from lib.files import fingerprint, sha256_of, working_in
+from lib.formats.shard_source import ShardSource, shards_fingerprint, split_shards
 from lib.hands import HandModel
 from lib.losses import LossWeights
 from lib.machines import Precision
@@ -25,7 +27,8 @@ from lib.multistage.keypoint_training import KeypointTraining, KeypointTrainingC
 from lib.multistage.keypoints import KeyNet, KeyNetConfig, pretrain
 from lib.network import NetworkConfig, UmeTrack
 from lib.rendered.index import split_users, training_files
-from lib.study.results import results_folder
+from lib.study.own_data import read_own
+from lib.study.results import ROOT, results_folder
 from lib.study.settings import with_settings
 from lib.training import Run, Task, TrainingConfig, fit_to_minutes
 
@@ -117,6 +120,8 @@ SMOKE: dict[type[TrainingConfig], dict[str, int]] = {
 }
 """What the smoke profile changes; the reference profile is what the configurations say."""
 PROFILE_NAMES = ("smoke", "reference")
+OFFICIAL, OFFICIAL_WEIGHTS = "official", "UMETRACK_WEIGHTS"
+"""The published network among the methods, and the environment variable that names its weights."""
 
 
 def configuration(name: str, profile: str, seed: int = 0) -> TrainingConfig:
@@ -128,8 +133,8 @@ def configuration(name: str, profile: str, seed: int = 0) -> TrainingConfig:
     known = FIRST_PHASES | EXPERIMENTS
     if name not in known:
         raise InputError(f"no experiment {name}; there are {', '.join(known)}")
-    if profile not in PROFILE_NAMES:
-        raise InputError(f"no profile {profile}; there are {', '.join(PROFILE_NAMES)}")
+    if profile not in PROFILE_NAMES and read_own(ROOT / "data" / profile) is None:
+        raise InputError(f"no profile {profile}; there are {', '.join(PROFILE_NAMES)} and imported folders data/NAME")
     config = replace(known[name], seed=seed)
     if isinstance(config, ClipTrainingConfig) and config.pretrained in FIRST_PHASES:
         config = replace(config, pretrained=run_name(config.pretrained, seed))
@@ -272,7 +277,15 @@ def read_pretrained(config: ClipTrainingConfig, profile: str) -> Pretrained | No
 
 
 def load_clips(folder: Path, device: str) -> ClipData:
-    """The crops of the training split. Raises InputError if they are not there or not complete."""
+    """The crops of the training split, or those of the shards that an imported folder names.
+
+    Raises InputError if they are not there or not complete.
+    """
+    own = read_own(folder)
+    if own is not None and own["shards"]:
+        folders = [Path(shard) for shard in own["shards"]]
+        parts = split_shards(folders)
+        return ClipData(*(ShardSource(part, device) for part in parts), fingerprint=shards_fingerprint(folders))
     listed = training_files(folder, "crops")
     sources = [ClipSource([CropSequence.load(stem) for stem in stems], device) for stems in split_users(folder, listed)]
     return ClipData(*sources, fingerprint=fingerprint(listed))
@@ -286,5 +299,12 @@ def load_views(folder: Path, device: str) -> ViewData:
 
 
 def trained_weights_path(profile: str, run: str) -> Path:
-    """Where the weights of a run lie once it has ended."""
+    """Where the weights of a run lie once it has ended; the published ones lie where the environment says."""
+    if run == OFFICIAL:
+        return Path(os.environ.get(OFFICIAL_WEIGHTS) or f"${OFFICIAL_WEIGHTS}")
     return results_folder(profile) / "checkpoints" / f"{run}.safetensors"
+
+
+def official_is_given() -> bool:
+    """Whether the user brings the published weights, to be one more row of Tables 3 and 4."""
+    return bool(os.environ.get(OFFICIAL_WEIGHTS))

@@ -1,9 +1,10 @@
-"""A tour of a dataset in the public layout: what is in it, counted and drawn (notebook 01, Table 1)."""
+"""A tour of a dataset of any layout: what is in it, counted and drawn (notebook 01, Table 1)."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import cv2
 import matplotlib.pyplot as plt
@@ -14,18 +15,21 @@ from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 
 from lib.crops import make_crops, sees_hand
+from lib.errors import InputError
 from lib.files import MM
-from lib.formats.folders import RecordingName
-from lib.hands import FINGERS, HANDS, NUM_FINGER_JOINTS, WRIST
+from lib.formats.folders import RecordingName, find_recordings
+from lib.hands import FINGERS, HANDS, NUM_FINGER_JOINTS, SKELETON_EDGES, WRIST
 from lib.metrics import pinch_distance
-from lib.recordings import FRAMES_PER_SECOND, Recording
+from lib.overlay import HAND_COLORS
+from lib.recordings import Recording, read_recording
+from lib.rendered.dataset import PROFILES, sequence_keys
 from lib.study import paper
 from lib.study.figures.style import PAGE_WIDTH
 from lib.tracking import true_keypoints
 from lib.transforms import acceleration
 
 SHOWN_PROTOCOLS = ("separate_hand", "hand_hand", "occlusion")
-_DISPLAY_GAMMA, _GAP_PX = 1.6, 3
+_DISPLAY_GAMMA, _GAP_PX, _STRIP_WIDTH = 1.6, 3, 890
 JOINT_NAMES = tuple(
     f"{finger} {joint}"
     for finger in FINGERS
@@ -42,6 +46,32 @@ def datasets_table(rendered_frames: int) -> pd.DataFrame:
     """Table 1: the paper's rows, and our rendered dataset with its frames as counted."""
     ours = ("rendered by this study", rendered_frames, True, True, True, False, True, True)
     return pd.DataFrame([*paper.TABLE_1, ours], columns=paper.TABLE_1_COLUMNS)
+
+
+def rendered_frames(profile: str, recordings: Sequence[Recording]) -> tuple[int, int]:
+    """Frames to train on, none of data of one's own, and frames of the recordings."""
+    keys = sequence_keys(PROFILES[profile], "train") if profile in PROFILES else []
+    return sum(key.frames for key in keys), sum(len(recording) for recording in recordings)
+
+
+def read_labelled(folder: Path) -> list[Recording]:
+    """The recordings below a folder that have labels, a hand and pictures: those that can be counted and shown.
+
+    Raises InputError if there is none.
+    """
+    found = [read_recording(path) for path in find_recordings(folder)]
+    kept = [r for r in found if r.labelled.any() and r.hand_model is not None and r.pictures is not None]
+    if not kept:
+        raise InputError(f"none of {len(found)} recordings below {folder} has labels and a hand_model")
+    return kept
+
+
+def by_protocol(recordings: Iterable[Recording]) -> dict[str, list[Recording]]:
+    """Recordings of each protocol, those of the study first."""
+    found: dict[str, list[Recording]] = {}
+    for recording in recordings:
+        found.setdefault(RecordingName.of(recording.path).protocol, []).append(recording)
+    return {name: found[name] for name in dict.fromkeys((*SHOWN_PROTOCOLS, *sorted(found))) if name in found}
 
 
 def instance_properties(recordings: Iterable[Recording]) -> pd.DataFrame:
@@ -107,20 +137,25 @@ def joint_velocities(recordings: Iterable[Recording]) -> Float[np.ndarray, "inst
     for recording in recordings:
         both = recording.labelled[1:] & recording.labelled[:-1]
         change = torch.diff(recording.joint_angles, dim=0)[both][:, :NUM_FINGER_JOINTS]
-        velocities.append(change.numpy() * FRAMES_PER_SECOND)
+        velocities.append(change.numpy() * recording.frames_per_second)
     return np.concatenate(velocities)
 
 
 def frame_sheet(
     recordings: Sequence[Recording], rows: int, columns: int, seed: int
 ) -> UInt8[np.ndarray, "height width"]:
-    """Random four-view frames, two of each recording, reduced to 35 % and brightened, in a grid."""
+    """Random frames, all views, two of each recording, reduced to 35 % or more and brightened, in a grid."""
     strips = [
-        cv2.resize(np.concatenate(images, axis=1), None, fx=0.35, fy=0.35, interpolation=cv2.INTER_AREA)
+        _reduced(np.concatenate(images, axis=1))
         for _, _, images in itertools.islice(_random_frames(recordings, seed, per_recording=2), rows * columns)
     ]
     brightened = (255 * (np.arange(256) / 255) ** (1 / _DISPLAY_GAMMA)).round().astype(np.uint8)
     return _grid([brightened[strip] for strip in strips], columns)
+
+
+def _reduced(strip: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "rows columns"]:
+    scale = min(0.35, _STRIP_WIDTH / strip.shape[1])
+    return cv2.resize(strip, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
 def crop_sheet(
@@ -154,10 +189,30 @@ def _random_crops(recordings: Sequence[Recording], seed: int) -> Iterator[UInt8[
 
 
 def _grid(pictures: Sequence[UInt8[np.ndarray, "height width"]], columns: int) -> UInt8[np.ndarray, "rows columns"]:
-    """Pictures of one size in rows, with white gaps between them."""
-    padded = [np.pad(picture, ((0, _GAP_PX), (0, _GAP_PX)), constant_values=255) for picture in pictures]
+    """Pictures in rows, with white gaps between them; smaller ones are white up to the size of the largest."""
+    height, width = (max(picture.shape[axis] for picture in pictures) + _GAP_PX for axis in (0, 1))
+    padded = [
+        np.pad(picture, ((0, height - len(picture)), (0, width - picture.shape[1])), constant_values=255)
+        for picture in pictures
+    ]
     rows = [np.concatenate(padded[start : start + columns], axis=1) for start in range(0, len(padded), columns)]
     return np.concatenate(rows)[:-_GAP_PX, :-_GAP_PX]
+
+
+def reprojection_figure(recording: Recording) -> Figure:
+    """The labelled hands of a recording in the pictures of its cameras, at its beginning, its middle and its end."""
+    sizes = recording.cameras(0).camera.size_px.tolist()
+    figure, axes = plt.subplots(1, len(sizes), figsize=(PAGE_WIDTH, 3.0), squeeze=False)
+    for frame, shade in ((0, 0.25), (len(recording) // 2, 0.55), (len(recording) - 1, 1.0)):
+        hands = recording.hands(frame)
+        pixels = recording.cameras(frame)[:, None].project(hands.landmarks()[None])
+        for view, (panel, (width, height)) in enumerate(zip(axes[0], sizes, strict=True)):
+            panel.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="equal", xlabel=f"camera {view} (px)")
+            for hand in hands.exists.nonzero()[:, 0].tolist():
+                for start, end in SKELETON_EDGES:
+                    line = pixels[view, hand, [start, end]]
+                    panel.plot(*line.T, color=HAND_COLORS[hand], alpha=shade, linewidth=1.2)
+    return figure
 
 
 def joint_figure(angles: Mapping[str, Float[np.ndarray, "instances 20"]], limits: Float[np.ndarray, "22 2"]) -> Figure:

@@ -31,10 +31,12 @@ from lib.study.baseline_accuracy import KeypointErrors, track_with_errors
 from lib.study.baseline_tuning import confidence_table, search_weights
 from lib.study.experiments import (
     END_TO_END,
+    OFFICIAL,
     PRETRAINING,
     RELEASED_RUNS,
     REPEATED,
     experiment_and_seed,
+    official_is_given,
     trained_weights_path,
 )
 from lib.study.pinch_detection import precision_and_recall, tuned_threshold
@@ -76,7 +78,7 @@ def predict_all(profile: str, data_folder: Path) -> AllPredictions:
     """
     made = {
         (name, skeleton): predictions
-        for name in END_TO_END
+        for name in (*END_TO_END, *_brought())
         for skeleton, predictions in predict(name, profile, data_folder).items()
     }
     for name, target in FILTERED.items():
@@ -93,7 +95,7 @@ def make_predictions(profile: str, data_folder: Path, workers: int, device: str 
     Raises InputError if weights or data are missing.
     """
     make = partial(predict, profile=profile, data_folder=data_folder, device=device)
-    runs = dict.fromkeys((*END_TO_END, *_repeated_runs(profile)))  # each once
+    runs = dict.fromkeys((*END_TO_END, *_repeated_runs(profile), *_brought()))  # each once
     jobs: dict[str, Callable[[], object]] = {}
     if _has_baseline(profile):  # first: they take longest
         jobs[BASELINE] = partial(predict_multistage, profile, data_folder, device=device)
@@ -102,6 +104,11 @@ def make_predictions(profile: str, data_folder: Path, workers: int, device: str 
     with working_in(results_folder(profile) / "predictions", wait=True):
         keep_test_crops(data_folder, workers)
         in_processes({n: partial(without_result, job) for n, job in jobs.items()}, workers, "predictions", "method")
+
+
+def _brought() -> list[str]:
+    """The published network, if the user brings it."""
+    return [OFFICIAL] if official_is_given() else []
 
 
 def predict_seeds(profile: str, data_folder: Path) -> dict[str, Predictions]:

@@ -1,4 +1,4 @@
-"""Runs a notebook of the study headlessly: `python -m lib.study.notebooks SOURCE OUTPUT PROFILE`.
+"""Runs a notebook of the study headlessly: `python -m lib.study.notebooks SOURCE OUTPUT PROFILE [NAME=VALUE ...]`.
 
 One progress bar for the notebook, none in what it prints. The output is freed of all that differs between two runs.
 """
@@ -25,9 +25,10 @@ VOLATILE = [
 ]
 
 
-def run_notebook(source: Path, output: Path, profile: str) -> None:
+def run_notebook(source: Path, output: Path, profile: str, **parameters: str) -> None:
     """Write the executed notebook when it is complete. Raises PapermillExecutionError, with the error of a cell."""
-    parameters = {} if profile == "reference" else {"profile": profile}  # the notebooks' own say reference
+    if profile != "reference":  # the notebooks' own say reference
+        parameters["profile"] = profile
     os.environ["TQDM_DISABLE"] = "1"  # in the kernel
 
     def write(temporary: Path) -> None:
@@ -42,4 +43,4 @@ def run_notebook(source: Path, output: Path, profile: str) -> None:
 
 
 if __name__ == "__main__":
-    run_notebook(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    run_notebook(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], **dict(pair.split("=", 1) for pair in sys.argv[4:]))

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
-from lib.crop_cache import CropSequence, Region, crop_sequence
+from lib.crop_cache import CropSequence, Region, ViewSequence, crop_sequence, view_sequence
 from lib.files import MM, fingerprint, read_json
 from lib.formats.folders import RecordingName
 from lib.hands import HANDS, for_hand
@@ -137,17 +137,39 @@ def _load_test(about: SequenceName, path: Path, kept: Path) -> LabelledSequence:
 
 def crops_of_recording(recording: Recording) -> CropSequence:
     """The crops of a recording, its video decoded once. Raises InputError if the video is broken."""
-    images = enumerate(recording.images())
-    now = next(images)
+    shown = Playing(recording)
 
     def picture(frame: int, camera: int, region: Region) -> UInt8[np.ndarray, "height width"]:
-        nonlocal now
-        while now[0] < frame:
-            now = next(images)
         x0, y0, x1, y1 = region
-        return now[1][camera, y0:y1, x0:x1]
+        return shown(frame)[camera, y0:y1, x0:x1]
 
     crops = crop_sequence(recording, picture)
-    for _ in images:  # frames without hands at the end; raises if there are too few
-        pass
+    shown.end()
     return crops
+
+
+def views_of_recording(recording: Recording) -> ViewSequence:
+    """What DetNet learns from a recording, its video decoded once. Raises InputError if the video is broken."""
+    shown = Playing(recording)
+    views = view_sequence(recording, shown)
+    shown.end()
+    return views
+
+
+class Playing:
+    """The views of a recording by frame, asked for in order."""
+
+    def __init__(self, recording: Recording):
+        self.images = enumerate(recording.images())
+        self.now = next(self.images)
+
+    def __call__(self, frame: int) -> UInt8[np.ndarray, "cameras height width"]:
+        """The views of a frame that is not before the last one asked for."""
+        while self.now[0] < frame:
+            self.now = next(self.images)
+        return self.now[1]
+
+    def end(self) -> None:
+        """Decode the rest: it raises if there are too few frames."""
+        for _ in self.images:
+            pass

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from lib.metrics import KeypointsMm, Valid, landmark_accelerations, landmark_errors
 from lib.study import paper
-from lib.study.experiments import RELEASED_RUNS, REPEATED, experiment_and_seed
+from lib.study.experiments import OFFICIAL, RELEASED_RUNS, REPEATED, experiment_and_seed
 from lib.study.pinch_detection import precision_and_recall
 from lib.study.predictions import AllPredictions, Predictions
 from lib.study.runs import phase_steps, training_curves, training_effort
@@ -45,6 +45,7 @@ MPJPE, MPJPA = "mpjpe_mm", "mpjpa_mm_per_frame2"
 ABLATION, MULTISTAGE, PINCH = "table2_ablation", "table3_multistage", "table4_pinch"
 BASELINE, TEMPORAL, WITH_PINCH = "multistage", "full_temporal_loss", "full_temporal_pinch_loss"
 METHODS = (BASELINE, TEMPORAL, WITH_PINCH)
+"""Of Tables 3 and 4, beside the published network where a user brings it."""
 FILTERED = {"full_one_euro": TEMPORAL, "full_one_euro_tenfold": "full_tenfold_temporal_loss"}
 """`full` behind One-Euro filters, and whose jitter each is tuned to."""
 SMOOTHED = tuple(itertools.chain(*((target, name) for name, target in FILTERED.items())))
@@ -80,7 +81,7 @@ def measure(predictions: AllPredictions) -> dict[Cell, Pooled]:
 
 def methods_of(predictions: AllPredictions) -> list[str]:
     """The methods of Tables 3 and 4 that have made predictions: the baseline may not be trained yet."""
-    return [method for method in METHODS if (method, "known") in predictions]
+    return [method for method in (*METHODS, OFFICIAL) if (method, "known") in predictions]
 
 
 def ablation_table(cells: Cells) -> pd.DataFrame:
@@ -128,7 +129,7 @@ def pinch_table(cells: Cells) -> pd.DataFrame:
 
 
 def _rows_of(cells: Cells) -> list[str]:
-    return [method for method in METHODS if Cell(PINCH, method, "recall_percent") in cells]
+    return [method for method in (*METHODS, OFFICIAL) if Cell(PINCH, method, "recall_percent") in cells]
 
 
 def _ours(cells: Cells, metrics: tuple[str, ...], **case: str) -> dict[str, float]:

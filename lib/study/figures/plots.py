@@ -36,6 +36,7 @@ METHOD_NAMES = {
     "full_tenfold_temporal_loss": r"full, $10\,L_{temp}$",
     "full_temporal_tenfold_pinch_loss": r"full, $L_{temp}+10\,L_{pinch}$",
     "multistage": "multi-stage",
+    "official": "published weights",
 }
 METHOD_COLORS = {
     "no_ftl": "#999999",
@@ -49,6 +50,7 @@ METHOD_COLORS = {
     "full_tenfold_temporal_loss": "#0072B2",
     "full_temporal_tenfold_pinch_loss": "#000000",
     "multistage": "#D55E00",
+    "official": "#CC79A7",
 }
 """Okabe & Ito's colours for the colour-blind."""
 MOTION_NAMES = {"separate_hand": "gestures", "hand_hand": "hand-hand"}
