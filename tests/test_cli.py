@@ -102,8 +102,8 @@ def test_track_with_the_baseline(files, baseline, results, capsys, skeleton):
 def test_the_methods_refuse_each_others_weights_and_options(files, baseline, results, capsys):
     assert track(files, results, "--method", "multistage") == 2
     assert "no weights at" in capsys.readouterr().err
-    assert track(files, results, "--crops", "own") == 2
-    assert "--crops own needs --method multistage" in capsys.readouterr().err
+    assert track(files, results, "--crops", "own", "--detector", f"{baseline}/keynet.safetensors") == 2
+    assert "holds the weights of a KeyNet, expected those of a DetNet" in capsys.readouterr().err
     files["--weights"] = f"{baseline}/keynet.safetensors"
     assert track(files, results) == 2
     assert "holds the weights of a KeyNet, expected those of a UmeTrack" in capsys.readouterr().err
@@ -183,19 +183,26 @@ BEHIND[..., 2, 3] -= 2000
         (
             {"hand_confidences": np.zeros((FRAMES, 2)).tolist()},
             (),
-            "labels no hand: .*--method multistage --crops own",
+            "labels no hand: .*--crops own",
         ),
         (NO_LABELS, (), "labels no hand"),
-        ({"camera_to_world_transforms": np.zeros((FRAMES, 4, 4, 4)).tolist()}, (), "no headset pose, in no frame"),
+        (
+            {"camera_to_world_transforms": np.zeros((FRAMES, 4, 4, 4)).tolist()},
+            (),
+            "the headset has no pose in any frame",
+        ),
         ({"wrist_transforms": BEHIND.tolist()}, (), "nothing was tracked: no camera sees 19 of the 21 landmarks"),
         ({"hand_model": None}, (), "has no hand_model: add the user's, or track with --skeleton unknown"),
         (NO_LABELS, ("--method", "multistage", "--crops", "own"), "nothing was tracked: the detector found no hand"),
+        (NO_LABELS, ("--crops", "own"), "nothing was tracked: the detector found no hand"),
     ],
 )
 def test_nothing_tracked_is_an_error_that_says_why(files, blind, results, capsys, changes, options, message):
     rewritten(files, **changes)
-    if options:
+    if "multistage" in options:
         files["--weights"] = blind
+    elif options:
+        options = (*options, "--detector", f"{blind}/detnet.safetensors")
     assert track(files, results, *options) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not list(results.iterdir())
@@ -322,7 +329,7 @@ def broken_generic_hand(files: dict[str, str]) -> None:
         (rewrite(labels_of_another_length), ["holds 4 frames, but its json labels 5"]),
         (rewrite(unknown_camera_model), ["camera models Brown, FishEye62: expected one for all cameras"]),
         (rewrite(three_cameras), ["camera_angles has shape (4,), expected (3,)"]),
-        (rewrite(no_hand_is_labelled), ["labels no hand", "--method multistage --crops own"]),
+        (rewrite(no_hand_is_labelled), ["labels no hand", "track with --crops own"]),
         (no_weights, ["no weights at"]),
         (wrong_weights, ["missing backbone.stem.0.weight", "unexpected weight"]),
         (no_state_dict, ["holds a list, expected a dictionary from parameter names to tensors"]),

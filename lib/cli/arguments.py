@@ -32,13 +32,16 @@ def add_workers(command: argparse.ArgumentParser) -> None:
 
 
 def add_method(command: argparse.ArgumentParser, choices: tuple[str, ...] = ("umetrack", "multistage")) -> None:
-    """Add --method and --crops."""
+    """Add --method, --crops and --detector."""
     command.add_argument("--method", choices=choices, default="umetrack")
     command.add_argument(
         "--crops",
         choices=("labelled", "own"),
         default="labelled",
-        help="multistage: crop around the labelled hands, or detect hands and follow them",
+        help="crop around the labelled hands, or detect hands and follow them, without labels",
+    )
+    command.add_argument(
+        "--detector", type=Path, help="weights of the detector of --crops own (default: beside the others, or released)"
     )
 
 

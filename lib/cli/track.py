@@ -6,7 +6,7 @@ import argparse
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -19,13 +19,16 @@ from lib.files import refuse_overwriting, sha256_of
 from lib.formats.folders import files_of
 from lib.formats.hand_files import read_hand
 from lib.formats.tracked_files import FORMATS, write_tracks
+from lib.live.recordings import StreamTracker
 from lib.metrics import auc, mpjpa, mpjpe, pck
-from lib.multistage.networks import detector, keypoint_source
+from lib.multistage.detection import detect
+from lib.multistage.networks import detector, detnet, keypoint_source
 from lib.multistage.tracker import MultistageTracker
 from lib.overlay import write_overlay
 from lib.recordings import Recording, read_recording
 from lib.rendered.shape import generic_hand
 from lib.study.predictions import SkeletonKind
+from lib.study.results import results_folder
 from lib.tracking import CALIBRATION_SAMPLES, Tracker, Tracks
 
 
@@ -90,13 +93,12 @@ def _tracked_files(options: argparse.Namespace) -> dict[str, Path]:
 
 
 def method_of(options: argparse.Namespace) -> Method:
-    """The method that is asked for. Raises InputError for crops that it cannot make."""
-    if options.method == "umetrack" and options.crops == "own":
-        raise InputError("--crops own needs --method multistage: the end-to-end tracker has no detector")
+    """The method that is asked for."""
     generic, samples = options.generic_hand, options.calibration_samples
-    return Method(options.method, options.weights, options.crops, options.device, generic, samples)
+    return Method(options.method, options.weights, options.crops, options.device, generic, samples, options.detector)
 
 
+DETECTOR = "detnet.safetensors"
 TRACKS_VERSION = 1
 """Raised whenever the same weights and recording no longer give the same tracks."""
 
@@ -112,12 +114,17 @@ class Method:
     generic: Path | None = None
     """File of the hand whose scale is calibrated; None: this study's own."""
     calibration_samples: int = CALIBRATION_SAMPLES
+    detector: Path | None = None
+    """Weights of the detector; None: those beside the others, or the released ones."""
 
-    def tracker(self) -> Tracker | MultistageTracker:
+    def tracker(self) -> Tracker | StreamTracker | MultistageTracker:
         """A new tracker. Raises InputError if weights are missing."""
+        if self.name == "umetrack" and self.crops == "own":
+            network = detnet(self._detector(), self.device)
+            return StreamTracker(load_network(self.weights), partial(detect, network), self.device)
         if self.name == "umetrack":
             return Tracker(load_network(self.weights), self.device)
-        detects = detector(self.weights / "detnet.safetensors", self.device) if self.crops == "own" else None
+        detects = detector(self._detector(), self.device) if self.crops == "own" else None
         return MultistageTracker(keypoint_source(self.weights / "keynet.safetensors", self.device), detects)
 
     def track(self, recording: Recording, skeleton: SkeletonKind) -> Tracks:
@@ -136,9 +143,13 @@ class Method:
 
     def files(self) -> list[Path]:
         """What it is made of."""
-        names = ("keynet.safetensors", *(("detnet.safetensors",) if self.crops == "own" else ()))
-        weights = [self.weights] if self.name == "umetrack" else [self.weights / name for name in names]
-        return weights + ([self.generic] if self.generic else [])
+        weights = [self.weights if self.name == "umetrack" else self.weights / "keynet.safetensors"]
+        return weights + ([self._detector()] if self.crops == "own" else []) + ([self.generic] if self.generic else [])
+
+    def _detector(self) -> Path:
+        beside = (self.weights.parent if self.name == "umetrack" else self.weights) / DETECTOR
+        released = results_folder("reference") / "checkpoints" / DETECTOR
+        return self.detector or (beside if beside.is_file() or self.name == "multistage" else released)
 
     def identity(self) -> str:
         """A hash of all that decides what it finds. Raises InputError if a file is missing."""
@@ -150,14 +161,14 @@ class Method:
 
 
 @cache
-def _tracker_of(method: Method, identity: str) -> Tracker | MultistageTracker:
+def _tracker_of(method: Method, identity: str) -> Tracker | StreamTracker | MultistageTracker:
     """The tracker of a method, as its files are now: made once in a process that tracks many recordings."""
     return method.tracker()
 
 
 _NOTHING = {
     "labelled": "no camera sees 19 of the 21 landmarks of a labelled hand: are they of this recording?",
-    "own": "the detector found no hand whose keypoints are sure enough in any frame",
+    "own": "the detector found no hand that is sure enough in any frame",
 }
 
 
@@ -171,8 +182,7 @@ def check_trackable(recording: Recording, crops: str, skeleton: str) -> None:
     if crops == "labelled" and not recording.labelled.any():
         raise InputError(
             f"{path} labels no hand: in no frame is a confidence above 0, the wrist a pose, and are joint angles "
-            "numbers. Crops are taken around labelled hands, so track with crops of its own "
-            "(--method multistage --crops own)"
+            "numbers. Crops are taken around labelled hands: track with --crops own"
         )
     if skeleton == "known" and recording.hand_model is None:
         raise InputError(f"{path} has no hand_model: add the user's, or track with --skeleton unknown")

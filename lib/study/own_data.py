@@ -31,8 +31,7 @@ OWN = "own.json"
 LAYOUTS = ("raw_data", "clips in .tar", "training shards", "HOT3D without pictures")
 LACKS = {
     "pictures": "nothing can be tracked or trained: of HOT3D, bring its clips (.tar)",
-    "labels": "no errors are measured, the end-to-end network has no crops, and nothing is trained: "
-    "track with --method multistage --crops own",
+    "labels": "no errors are measured, nothing is trained, crops are the trackers' own (--crops own)",
     "hand_model": "skeletons are unknown (--skeleton unknown), no errors are measured, nothing is trained",
     "pinch": "pinches are neither learnt (L_pinch) nor evaluated (Table 4)",
     "views": "DetNet is not trained, so hands are not detected (--crops own) but by the released network",
