@@ -174,15 +174,17 @@ _NOTHING = {
 
 def check_trackable(recording: Recording, crops: str, skeleton: str) -> None:
     """Raise InputError where nothing can be tracked, which would take long to find out."""
-    path = recording.path
+    beside = recording.path.with_suffix(".json")
+    path = beside if beside.is_file() else recording.path
     if recording.pictures is None:
         raise InputError(f"{path} holds no pictures that can be tracked: of HOT3D, give its clips (.tar)")
     if recording.posed is not None and not recording.posed.any():
-        raise InputError(f"{path}: the headset has no pose in any frame (of raw_data: camera_to_world_transforms)")
+        raise InputError(f"{path}: the headset has no pose in any frame (camera_to_world_transforms of raw_data)")
     if crops == "labelled" and not recording.labelled.any():
         raise InputError(
             f"{path} labels no hand: in no frame is a confidence above 0, the wrist a pose, and are joint angles "
-            "numbers. Crops are taken around labelled hands: track with --crops own"
+            "numbers (hand_confidences, wrist_transforms and joint_angles of raw_data). Crops are taken around labelled "
+            "hands: track with --crops own"
         )
     if skeleton == "known" and recording.hand_model is None:
         raise InputError(f"{path} has no hand_model: add the user's, or track with --skeleton unknown")

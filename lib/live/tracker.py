@@ -19,9 +19,10 @@ from torch import Tensor
 
 from lib.cameras import PosedCamera
 from lib.crop_cache import hand_circles
-from lib.crops import choose_views, crop_cameras, take_crops
+from lib.crops import crop_cameras, take_crops
 from lib.errors import InputError
 from lib.hands import HANDS, INDEX_TIP, THUMB_TIP, HandModel, PosedHands, for_hand
+from lib.live.crops import PreparedHand, crop_hands
 from lib.multistage.detection import PRESENCE_THRESHOLD, Circles
 from lib.multistage.fit import HandPose
 from lib.multistage.hand_crops import CIRCLE_ENLARGEMENT
@@ -103,6 +104,7 @@ class LiveTracker:
         self.network = prepare_for_inference(network).to(device)
         self.detect, self.mounting_angles, self.device = detect, mounting_angles, torch.device(device)
         self.hand_model, self.generic, self.samples = hand_model, generic, samples
+        self._hand: tuple[HandModel, PreparedHand] | None = None
 
     def start(self) -> LiveState:
         """Nothing is known yet."""
@@ -163,13 +165,13 @@ class LiveTracker:
     ) -> tuple[PosedHands, TemporalState, tuple[float, ...]]:
         """Hands as the network sees them in the crops of a pose, what it remembers, and all scales so far."""
         wrists = for_hand(pose.world_from_wrist, torch.arange(HANDS))
-        views, crop = choose_views(cameras, self.mounting_angles, PosedHands(model, pose.joint_angles, wrists, exists))
-        hands = views.any(dim=1).nonzero()[:, 0]
+        posed = PosedHands(model, pose.joint_angles, wrists, exists)
+        hands, crops = crop_hands(images, cameras, self.mounting_angles, posed, self._prepared(model))
         angles, wrists = torch.zeros(HANDS, 22).double(), torch.eye(4).double().repeat(HANDS, 1, 1)
         seen = torch.zeros(HANDS, dtype=torch.bool).index_fill(0, hands, True)
         if not len(hands):
             return PosedHands(model, angles, wrists, seen), state.temporal, state.scales
-        crops = take_crops(images, cameras, hands, views[hands], crop[hands]).to(self.device)
+        crops = crops.to(self.device)
         features, temporal = advance(self.network, self.network.extract(crops), crops, hands, state.temporal)
         prediction = self.network.known(features, crops, model.to(self.device, torch.float32))
         angles[hands] = prediction.joint_angles.double().cpu()
@@ -195,11 +197,11 @@ class LiveTracker:
 
     def _look(self, images: np.ndarray, cameras: PosedCamera, state: LiveState) -> tuple[int, Circles | None]:
         """Which camera is next, and what the detector sees in it, if it looks in this frame."""
-        camera = state.frame % len(images)
-        if state.memory.known.all() and state.frame % CHECK_EVERY:
+        followed = bool(state.memory.known.all())
+        camera = (state.frame // CHECK_EVERY if followed else state.frame) % len(images)
+        if followed and state.frame % CHECK_EVERY:
             return camera, None
         columns, rows = cameras.camera.size_px[camera].int().tolist()
-        camera = (state.frame // CHECK_EVERY) % len(images) if state.memory.known.all() else camera
         return camera, self.detect(images[camera, :rows, :columns])
 
     def _begin(
@@ -231,6 +233,12 @@ class LiveTracker:
         wrists[hands] = for_hand(prediction.world_from_wrist.double().cpu(), hands)
         new = torch.zeros_like(found).index_fill(0, hands, True)
         return HandPose(angles, wrists), new & angles.isfinite().all(-1) & wrists.isfinite().flatten(1).all(-1)
+
+    def _prepared(self, model: HandModel) -> PreparedHand:
+        """A hand as crops ask for it; made anew when the hand has changed."""
+        if self._hand is None or self._hand[0] is not model:
+            self._hand = model, PreparedHand.of(model)
+        return self._hand[1]
 
     def _after(self, state: LiveState, pose: HandPose, found: Bool[Tensor, "2"], time: float) -> LiveState:
         """The state one frame later, in which the hands that were `found` have this pose."""
