@@ -183,8 +183,8 @@ def check_trackable(recording: Recording, crops: str, skeleton: str) -> None:
     if crops == "labelled" and not recording.labelled.any():
         raise InputError(
             f"{path} labels no hand: in no frame is a confidence above 0, the wrist a pose, and are joint angles "
-            "numbers (hand_confidences, wrist_transforms and joint_angles of raw_data). Crops are taken around labelled "
-            "hands: track with --crops own"
+            "numbers (hand_confidences, wrist_transforms and joint_angles of raw_data). Crops are taken around "
+            "labelled hands: track with --crops own"
         )
     if skeleton == "known" and recording.hand_model is None:
         raise InputError(f"{path} has no hand_model: add the user's, or track with --skeleton unknown")

@@ -34,10 +34,12 @@ from lib.transforms import apply
 Detect = Callable[[UInt8[np.ndarray, "height width"]], Circles]
 """Where a detector sees either hand in one picture."""
 CHECK_EVERY = 4
-"""Frames from one look of the detector to the next while both hands are followed."""
+"""Frames from one look of the detector to the next while both hands are followed: of 1, 2 and 4 the cheapest, and no
+worse on 20 recordings of validation users."""
 MATCHES = math.log(0.93 / 0.15), math.log(0.07 / 0.85)
 """What a look adds to the logarithm of the odds that the right hand is followed: where the detector sees it there, and
-where it does not."""
+where it does not. Chosen, not fitted: of hands of validation users within 25 mm of the truth looks saw 99 %, of those
+beyond 60 mm 71 %, so that they tell little about bad poses, and much about hands that are not there."""
 MAX_ODDS, MIN_ODDS = 3.0, -1.5
 """Beyond the first, looks add nothing; below the second a hand is lost."""
 REACH = 0.05, 1.5

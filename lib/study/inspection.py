@@ -29,7 +29,7 @@ from lib.tracking import true_keypoints
 from lib.transforms import acceleration
 
 SHOWN_PROTOCOLS = ("separate_hand", "hand_hand", "occlusion")
-_DISPLAY_GAMMA, _GAP_PX, _STRIP_WIDTH = 1.6, 3, 890
+_DISPLAY_GAMMA, _GAP_PX, _STRIP_WIDTH = 1.6, 3, 891
 JOINT_NAMES = tuple(
     f"{finger} {joint}"
     for finger in FINGERS
