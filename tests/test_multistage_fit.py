@@ -8,6 +8,7 @@ from scipy.spatial.transform import Rotation
 from torch.testing import assert_close
 
 from lib.cameras import Camera, Fisheye62, Fisheye624, Pinhole, PosedCamera
+from lib.errors import InputError
 from lib.hands import LANDMARKS, LEFT, RIGHT, HandModel, for_hand
 from lib.multistage.calibration import fit_scale
 from lib.multistage.descent import moved
@@ -121,7 +122,7 @@ def test_pixels_beyond_the_lens_have_no_ray(rng):
 
 
 def test_an_unknown_camera_is_refused():
-    with pytest.raises(TypeError, match="no compiled projection for Camera"):
+    with pytest.raises(InputError, match="no projection for Camera"):
         lens_of(object.__new__(Camera))
 
 

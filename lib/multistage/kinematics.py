@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from lib.cameras import Camera, Fisheye62, KannalaBrandt, Pinhole, RadialTangential
 from lib.compiled import compiled
+from lib.errors import InputError
 from lib.hands import NUM_BONES, NUM_FINGER_JOINTS, NUM_LANDMARKS, HandModel
 
 NUM_WRIST = 6
@@ -143,12 +144,12 @@ def fitted_camera(camera: Camera) -> Camera:
 def lens_of(camera: Camera) -> Float[np.ndarray, "*batch 17"]:
     """fx fy cx cy k1..k6 p1 p2 s1..s4 of cameras, and 1 for a pinhole, 0 for a fisheye.
 
-    Raises TypeError for a camera model without compiled projection.
+    Raises InputError for a camera model without compiled projection.
     """
     if not isinstance(camera, Pinhole | KannalaBrandt | Fisheye62):
-        raise TypeError(
-            f"the fit has no compiled projection for {type(camera).__name__}: add one to `project_point`, "
-            "or let `fitted_camera` stand for it"
+        raise InputError(
+            f"the baseline's fit has no projection for {type(camera).__name__}: track with --method umetrack, or add one "
+            "to `project_point`, or let `fitted_camera` stand for it"
         )
     lens = np.zeros((*camera.focal_px.shape[:-1], NUM_LENS))
     lens[..., :2], lens[..., 2:4] = camera.focal_px, camera.center_px
