@@ -148,8 +148,8 @@ def lens_of(camera: Camera) -> Float[np.ndarray, "*batch 17"]:
     """
     if not isinstance(camera, Pinhole | KannalaBrandt | Fisheye62):
         raise InputError(
-            f"the baseline's fit has no projection for {type(camera).__name__}: track with --method umetrack, or add one "
-            "to `project_point`, or let `fitted_camera` stand for it"
+            f"the baseline's fit has no projection for {type(camera).__name__}: track with --method umetrack, or add "
+            "one to `project_point`, or let `fitted_camera` stand for it"
         )
     lens = np.zeros((*camera.focal_px.shape[:-1], NUM_LENS))
     lens[..., :2], lens[..., 2:4] = camera.focal_px, camera.center_px
