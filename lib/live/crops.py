@@ -17,7 +17,7 @@ from torch import Tensor
 from lib.cameras import Fisheye62, KannalaBrandt, Pinhole, PosedCamera
 from lib.compiled import compiled
 from lib.crops import CROP_SIZE, FILL, MAX_VIEWS, MIN_FOCAL_PX, MIN_LANDMARKS_SEEN, Crops, make_crops, sample
-from lib.hands import HANDS, NUM_FINGER_JOINTS, NUM_LANDMARKS, RIGHT, PosedHands
+from lib.hands import HANDS, NUM_FINGER_JOINTS, NUM_LANDMARKS, RIGHT, HandModel, PosedHands
 from lib.multistage.kinematics import FitSkeleton, dot, lens_of, pose_landmarks, project_point
 
 ENTRIES = 1 << 13
