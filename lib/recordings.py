@@ -38,9 +38,10 @@ from lib.formats.hot3d import Hot3dClip, is_hot3d_recording, is_tar, read_hot3d
 from lib.formats.torch_data import ShardClip, is_shard_clip, read_shard_clip
 from lib.formats.videos import FRAMES_PER_SECOND, Videos, count_all_frames, other_length, padded
 from lib.hands import HANDS, NUM_JOINTS, HandModel, PosedHands
+from lib.transforms import in_other_unit
 
 MAX_CAMERAS = 8
-Pictures = Callable[[int], Iterator[UInt8[np.ndarray, "cameras height width"]]]
+PicturesFrom = Callable[[int], Iterator[UInt8[np.ndarray, "cameras height width"]]]
 """The views of every frame from the given one on."""
 
 
@@ -66,7 +67,7 @@ class Recording:
     pinch: Bool[Tensor, "frames 2"] | None = None
     posed: Bool[Tensor, "frames"] | None = None
     frames_per_second: float = float(FRAMES_PER_SECOND)
-    pictures: Pictures | None = None
+    pictures: PicturesFrom | None = None
 
     def __len__(self) -> int:
         return len(self.joint_angles)
@@ -153,9 +154,10 @@ def _of_shard_clip(clip: ShardClip, path: Path) -> Recording:
 
 
 def _pictures_of_clip(clip: Hot3dClip, path: Path, start: int) -> Iterator[UInt8[np.ndarray, "cameras height width"]]:
+    streams = clip.streams()
     with describing(path):
         for frame in range(start, len(clip)):
-            yield padded([clip.image(stream, frame) for stream in clip.streams()])
+            yield padded([clip.image(stream, frame) for stream in streams])
 
 
 def _read_raw_data(path: Path) -> Recording:
@@ -247,8 +249,8 @@ def _read_poses(labels: Json, camera: Camera, of_fixed_rig: int | None) -> dict[
     posed = given.all(dim=1)
     labelled = (confidences > 0) & posed[:, None] & angles.isfinite().all(-1)
     labelled &= wrists.isfinite().all(-1).all(-1) & (wrists.abs().amax((-2, -1)) > 0)
-    cameras = _scaled(_identity_where(cameras, ~given), 1 / MM)
-    wrists = _scaled(_identity_where(wrists, ~labelled), 1 / MM)
+    cameras = in_other_unit(_identity_where(cameras, ~given), 1 / MM)
+    wrists = in_other_unit(_identity_where(wrists, ~labelled), 1 / MM)
     check_joint_angles("joint_angles", angles, labelled)
     check_rig(_CAMERA_POSES, [f"camera {index}" for index in range(count)], cameras, posed)
     check_wrists((_CAMERA_POSES, _WRISTS), [camera[i] for i in range(count)], cameras, wrists, labelled)
@@ -291,7 +293,7 @@ def labels_to_json(recording: Recording) -> dict:
         **rig_to_json(recording.camera, recording.mounting_angles, recording.world_from_camera),
         **({} if recording.hand_model is None else {"hand_model": hand_to_json(recording.hand_model)}),
         "joint_angles": recording.joint_angles.tolist(),
-        "wrist_transforms": _scaled(recording.world_from_wrist, MM).tolist(),
+        "wrist_transforms": in_other_unit(recording.world_from_wrist, MM).tolist(),
         "hand_confidences": recording.labelled.double().tolist(),
     }
     return labels if recording.pinch is None else labels | {"pinch": recording.pinch.int().tolist()}
@@ -308,7 +310,7 @@ def rig_to_json(
     return {
         "cameras": [dict(zip(names, row, strict=True)) | {"DistortionModel": model} for row in rows],
         "camera_angles": torch.rad2deg(mounting_angles).tolist(),
-        "camera_to_world_transforms": _scaled(world_from_camera, MM).tolist(),
+        "camera_to_world_transforms": in_other_unit(world_from_camera, MM).tolist(),
     }
 
 
@@ -365,13 +367,6 @@ def as_one(cameras: Sequence[Camera]) -> Camera:
     names = ("focal_px", "center_px", "distortion", "size_px")
     *parameters, sizes = (torch.stack([getattr(camera, name) for camera in cameras]) for name in names)
     return type(cameras[0])(*sizes.amax(dim=0).int().tolist(), *parameters, own_extents(sizes))
-
-
-def _scaled(transforms: Float[Tensor, "*batch 4 4"], factor: float) -> Float[Tensor, "*batch 4 4"]:
-    """Transforms whose translations are in another unit."""
-    scale = torch.ones(4, 4, dtype=transforms.dtype)
-    scale[:3, 3] = factor
-    return transforms * scale
 
 
 def _identity_where(

@@ -107,3 +107,10 @@ def acceleration(signal: Tensor, dim: int = 0) -> Tensor:
     frames = signal.shape[dim]
     before, now, after = (signal.narrow(dim, start, frames - 2) for start in (0, 1, 2))
     return after + before - 2 * now
+
+
+def in_other_unit(transforms: Float[Tensor, "*batch 4 4"], factor: float) -> Float[Tensor, "*batch 4 4"]:
+    """Transforms whose translations are in another unit."""
+    scale = torch.ones(4, 4, dtype=transforms.dtype)
+    scale[:3, 3] = factor
+    return transforms * scale

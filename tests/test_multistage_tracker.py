@@ -324,7 +324,7 @@ def test_a_detected_circle_fills_the_crop(recording):
     """The circle around the hand, a fifth larger, touches the crop's borders; its centre is the crop's centre."""
     circles = labelled_circles(recording, 0, 1, np.zeros((48, 64), np.uint8))
     assert circles.presence.tolist() == [1.0, 1.0]
-    look = detected_crops(recording, 0, 1, circles, torch.arange(2))
+    look = detected_crops(recording.cameras(0), recording.mounting_angles, 1, circles, torch.arange(2))
     assert look.views.tolist() == [[False, True, False, False]] * 2
     chosen, camera = look.chosen(), recording.cameras(0)[1]
     center = camera.project(chosen.world_from_camera[:, None, :3, 3] + chosen.world_from_camera[:, None, :3, 2])[:, 0]

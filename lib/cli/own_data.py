@@ -24,7 +24,7 @@ from lib.study.own_data import import_training, missing, survey
 
 FRAMES = 64
 """Of a clip of a shard, unless it is asked for otherwise."""
-FORMATS = ("torch_data", "challenge")
+EXPORTED = ("torch_data", "challenge")
 
 
 def add_survey(commands) -> None:
@@ -69,7 +69,7 @@ def add_export(commands) -> None:
     command = commands.add_parser("export", help="write recordings, or a training cache, in another public layout")
     command.set_defaults(run=run_export)
     command.add_argument("folder", type=Path, help="recordings of any layout, or a rendered dataset's crops")
-    command.add_argument("--format", choices=FORMATS, required=True)
+    command.add_argument("--format", choices=EXPORTED, required=True)
     command.add_argument("--output", type=Path, required=True, help="folder of what is written")
     command.add_argument("--frames", type=positive, default=FRAMES, help="of a clip of a shard (default: %(default)s)")
     command.add_argument("--without-labels", action="store_true", help="challenge: as the sequences of its test split")

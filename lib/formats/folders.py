@@ -98,12 +98,13 @@ def find_contents(folder: Path) -> Contents:
 def find_recordings(folder: Path) -> list[Path]:
     """The recordings below a folder, of any layout, in order. Raises InputError if there are none."""
     contents = find_contents(folder)
-    if not contents.recordings():
+    found = contents.recordings()
+    if not found:
         raise InputError(
             f"no recordings below {folder} ({contents}): render them with make data, or give a folder of videos in the "
             "raw_data layout, of clips (.tar), or of training shards"
         )
-    return contents.recordings()
+    return found
 
 
 def _clips(shard: Path) -> list[Path]:

@@ -36,7 +36,7 @@ a list takes a byte at least. What is unpacked takes less than 1 GiB."""
 Element = np.ndarray | Mapping[str, Any]
 
 
-def files_of(stem: Path) -> tuple[Path, Path]:
+def index_and_content(stem: Path) -> tuple[Path, Path]:
     """Index and content."""
     return Path(f"{stem}.torch.idx"), Path(f"{stem}.torch.bin")
 
@@ -54,7 +54,7 @@ class IndexedFile:
         An index cannot tell types of one item size apart, nor shapes of one product.
         """
         self.stem = stem
-        self.index_path, self.path = files_of(stem)
+        self.index_path, self.path = index_and_content(stem)
         with describing(self.index_path):
             self.dtype, self._dims, self._offsets, self._sizes = _read_index(self.index_path)
         item = np.dtype(np.uint8) if self.dtype is None else self.dtype
@@ -209,7 +209,7 @@ def write_indexed(stem: Path, elements: Iterable[Element]) -> None:
 
 def write_together(stems: Sequence[Path], rows: Iterable[Sequence[Element]]) -> None:
     """`write_indexed` of several files at once: each row has an element for each."""
-    indices, contents = (list(paths) for paths in zip(*map(files_of, stems), strict=True))
+    indices, contents = (list(paths) for paths in zip(*map(index_and_content, stems), strict=True))
 
     def write(temporary: list[Path]) -> None:
         writers = [_Writer() for _ in stems]

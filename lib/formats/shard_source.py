@@ -21,7 +21,7 @@ from lib.hands import HANDS, NUM_JOINTS
 
 VALIDATION_SHARE = 0.1
 """Share of the shards, or of the clips of a single one, that are held out of training."""
-Part = tuple[Shard, range]
+ShardPart = tuple[Shard, range]
 """Some clips of a shard."""
 
 
@@ -32,7 +32,7 @@ class ShardSource:
     clips.
     """
 
-    def __init__(self, parts: Sequence[Part], device: torch.device | str = "cpu"):
+    def __init__(self, parts: Sequence[ShardPart], device: torch.device | str = "cpu"):
         self.device = torch.device(device)
         self.stored = [(shard, index) for shard, clips in parts for index in clips]
         self.lengths = torch.tensor([shard.frames(index) for shard, index in self.stored], dtype=torch.long)
@@ -99,7 +99,7 @@ def _sequence(clip: ShardClip, part: slice) -> CropSequence:
         return both.numpy()
 
     views = np.zeros((frames, HANDS), np.int64)
-    views[:, hand] = torch.where(exists[:, 0], 1 + second, 0).numpy()
+    views[:, hand] = (1 + second.long()).numpy()
     pinch = np.zeros((frames, HANDS), bool)
     pinch[:, hand] = clip.pinch[part].numpy()
     return CropSequence(
@@ -116,7 +116,7 @@ def _sequence(clip: ShardClip, part: slice) -> CropSequence:
     )
 
 
-def split_shards(folders: Sequence[Path]) -> tuple[list[Part], list[Part]]:
+def split_shards(folders: Sequence[Path]) -> tuple[list[ShardPart], list[ShardPart]]:
     """The clips to train on, and those held out: of the last tenth of the shards, or the last tenth of a single one.
 
     Shards do not tell their users: deviation, the study holds out users. Raises InputError for a broken shard.

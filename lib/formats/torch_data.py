@@ -24,9 +24,9 @@ from lib.files import MM, describing
 from lib.formats import checks
 from lib.formats.checks import MAX_JOINT_ANGLE, MAX_POSITION, MAX_SIDE, check_lens, check_rigid, json_array, refuse
 from lib.formats.hand_files import hand_from_json, hand_to_json
-from lib.formats.indexed_files import IndexedFile, files_of, type_name, write_together
+from lib.formats.indexed_files import IndexedFile, index_and_content, type_name, write_together
 from lib.hands import HAND_NAMES, LEFT, NUM_JOINTS, RIGHT, HandModel, for_hand
-from lib.transforms import invert
+from lib.transforms import in_other_unit, invert
 
 VIEWS = 2
 MONO, LABELS = "mono", "labels"
@@ -136,7 +136,7 @@ def is_shard_clip(path: Path) -> bool:
 
 def is_shard(folder: Path) -> bool:
     """Whether a folder holds a file of a shard."""
-    return any(path.is_file() for stem in (MONO, LABELS) for path in files_of(folder / stem))
+    return any(path.is_file() for stem in (MONO, LABELS) for path in index_and_content(folder / stem))
 
 
 def read_shard_clip(path: Path) -> ShardClip:
@@ -186,7 +186,7 @@ class _ClipMap:
 
     def poses(self, name: str, parts: Sequence[str], *shape: int) -> Float[Tensor, "..."]:
         """Rigid transforms of the named parts."""
-        transforms = _scaled(self.array(name, *shape, 4, 4), 1 / MM)
+        transforms = in_other_unit(self.array(name, *shape, 4, 4), 1 / MM)
         used = torch.ones(self.frames, len(parts), dtype=torch.bool)
         check_rigid(name, parts, transforms.reshape(*used.shape, 4, 4), used)
         return transforms
@@ -255,11 +255,11 @@ def _map_from_labels(clip: ClipLabels) -> dict[str, Any]:
     """The map of a clip's labels (mm)."""
     frames = len(clip)
     stored = {
-        "extrinsics": _scaled(clip.cameras.camera_from_world, MM),
+        "extrinsics": in_other_unit(clip.cameras.camera_from_world, MM),
         "intrinsics": clip.cameras.camera.matrix,
         "enclosing_points": clip.enclosing_points * MM,
         "hand": torch.full((frames,), clip.hand),
-        "wrist": _scaled(clip.world_from_wrist, MM),
+        "wrist": in_other_unit(clip.world_from_wrist, MM),
         "joint_angles": clip.joint_angles,
         "pinch": clip.pinch.double()[:, None],
     }
@@ -268,7 +268,7 @@ def _map_from_labels(clip: ClipLabels) -> dict[str, Any]:
         unscaled = _skeleton_to_json(clip.solved.hand_model.scaled(1 / clip.solved.scale), clip.hand)
         models["generic_hand_model"] = unscaled | {"hand_scale": clip.solved.scale}
         stored["solved_joint_angles"] = clip.solved.joint_angles
-        stored["solved_wrist_xfs"] = _scaled(clip.solved.world_from_wrist, MM)
+        stored["solved_wrist_xfs"] = in_other_unit(clip.solved.world_from_wrist, MM)
     return {name: tensor.tolist() for name, tensor in stored.items()} | models
 
 
@@ -277,10 +277,3 @@ def _skeleton_to_json(model: HandModel, hand: int) -> dict[str, Any]:
     return hand_to_json(
         replace(_mirrored(model, hand), mesh_vertices=None, mesh_triangles=None, mesh_bone_weights=None)
     )
-
-
-def _scaled(transforms: Float[Tensor, "*batch 4 4"], factor: float) -> Float[Tensor, "*batch 4 4"]:
-    """Transforms whose translations are in another unit."""
-    scaled = transforms.clone()
-    scaled[..., :3, 3] *= factor
-    return scaled

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from lib.files import MM
 from lib.hands import HANDS, HandModel, HandPoses
 from lib.live.tracker import Detect, LiveTracker
 from lib.network import UmeTrack
@@ -45,7 +46,7 @@ class StreamTracker:
             poses.put(frame, found, hands.joint_angles[found], hands.world_from_wrist[found], hands.confidence[found])
             landmarks.append(hands.landmarks)
         poses = replace(poses, model=tracker.model(state).to("cpu", torch.float64))
-        shown = torch.stack(landmarks, dim=1).numpy() * 1000.0
+        shown = torch.stack(landmarks, dim=1).numpy() * MM
         tracks = Tracks.of(shown, true_keypoints(recording), poses.confidence.numpy() > 0, poses)
         scale = tracker.scale(state)
         return tracks if scale is None else replace(tracks, scale=scale)

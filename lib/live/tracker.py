@@ -14,22 +14,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from lib.cameras import PosedCamera
 from lib.crop_cache import hand_circles
-from lib.crops import crop_cameras, take_crops
+from lib.crops import Crops, take_crops
 from lib.errors import InputError
 from lib.hands import HANDS, INDEX_TIP, THUMB_TIP, HandModel, PosedHands, for_hand
 from lib.live.crops import PreparedHand, crop_hands
 from lib.multistage.detection import PRESENCE_THRESHOLD, Circles
 from lib.multistage.fit import HandPose
-from lib.multistage.hand_crops import CIRCLE_ENLARGEMENT
+from lib.multistage.hand_crops import detected_crops
 from lib.multistage.tracker import Memory
-from lib.network import TemporalState, UmeTrack
+from lib.network import Features, TemporalState, UmeTrack
 from lib.tracking import CALIBRATION_SAMPLES, advance, prepare_for_inference
-from lib.transforms import apply
 
 Detect = Callable[[UInt8[np.ndarray, "height width"]], Circles]
 """Where a detector sees either hand in one picture."""
@@ -50,7 +49,6 @@ SAME_PLACE = 0.03
 """Two hands whose landmarks are nearer than this, in the mean, are one (m)."""
 PINCH_BEGINS, PINCH_ENDS = 0.0155, 0.022
 """Distances of the tips of thumb and index finger (m). The first is the threshold tuned on validation users."""
-_CORNERS = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -169,21 +167,14 @@ class LiveTracker:
         wrists = for_hand(pose.world_from_wrist, torch.arange(HANDS))
         posed = PosedHands(model, pose.joint_angles, wrists, exists)
         hands, crops = crop_hands(images, cameras, self.mounting_angles, posed, self._prepared(model))
-        angles, wrists = torch.zeros(HANDS, 22).double(), torch.eye(4).double().repeat(HANDS, 1, 1)
-        seen = torch.zeros(HANDS, dtype=torch.bool).index_fill(0, hands, True)
         if not len(hands):
-            return PosedHands(model, angles, wrists, seen), state.temporal, state.scales
-        crops = crops.to(self.device)
-        features, temporal = advance(self.network, self.network.extract(crops), crops, hands, state.temporal)
-        prediction = self.network.known(features, crops, model.to(self.device, torch.float32))
-        angles[hands] = prediction.joint_angles.double().cpu()
-        wrists[hands] = prediction.world_from_wrist.double().cpu()
-        finite = angles.isfinite().all(-1) & wrists.isfinite().flatten(1).all(-1)
+            return _nobody(model), state.temporal, state.scales
+        found, temporal, crops, features = self._predict(crops, hands, model, state.temporal)
         scales = state.scales
         if self.hand_model is None and len(scales) < self.samples and crops.two_views.any():
             two = crops.two_views
             scales += tuple(self.network.unknown(features[two], crops[two]).scale.tolist())
-        return PosedHands(model, angles, wrists, seen & finite), temporal, scales[: self.samples]
+        return found, temporal, scales[: self.samples]
 
     def _check(self, images: np.ndarray, cameras: PosedCamera, time: float, state: LiveState) -> None:
         shape = (len(self.mounting_angles), cameras.camera.height, cameras.camera.width)
@@ -216,25 +207,28 @@ class LiveTracker:
         model: HandModel,
     ) -> tuple[HandPose, Bool[Tensor, "2"]]:
         """First poses of detected hands, from the crops around their circles."""
-        hands = found.nonzero()[:, 0]
-        radius = CIRCLE_ENLARGEMENT * circles.radius_px[hands, None, None].double()
-        rays = cameras.camera[camera].unproject(circles.center_px[hands, None].double() + radius * _CORNERS)
-        corners = apply(cameras.world_from_camera[camera], rays)
-        crop, exists = crop_cameras(cameras, corners, hands, self.mounting_angles, fill=1.0)
-        views = exists & (torch.arange(exists.shape[1]) == camera) & corners.isfinite().all(-1).all(-1)[:, None]
-        shown = views.any(dim=1)
-        angles, wrists = torch.zeros(HANDS, 22).double(), torch.eye(4).double().repeat(HANDS, 1, 1)
-        if not shown.any():
-            return HandPose(angles, wrists), torch.zeros_like(found)
-        hands = hands[shown]
-        crops = take_crops(images, cameras, hands, views[shown], crop[shown]).to(self.device)
-        nothing = TemporalState.untracked(HANDS, self.device)
-        features, _ = advance(self.network, self.network.extract(crops), crops, hands, nothing)
+        detected = detected_crops(cameras, self.mounting_angles, camera, circles, found.nonzero()[:, 0])
+        if not len(detected.hands):
+            first = _nobody(model)
+            return HandPose(first.joint_angles, first.wrists), first.exists
+        crops = take_crops(images, cameras, detected.hands, detected.views, detected.cropped)
+        unknown = TemporalState.untracked(HANDS, self.device)
+        first, _, _, _ = self._predict(crops, detected.hands, model, unknown)
+        return HandPose(first.joint_angles, first.wrists), first.exists
+
+    def _predict(
+        self, crops: Crops, hands: Int[Tensor, "tracked"], model: HandModel, before: TemporalState
+    ) -> tuple[PosedHands, TemporalState, Crops, Features]:
+        """What regressor K says of the hands in crops, what is remembered, and the crops and features on the device."""
+        crops = crops.to(self.device)
+        features, temporal = advance(self.network, self.network.extract(crops), crops, hands, before)
         prediction = self.network.known(features, crops, model.to(self.device, torch.float32))
-        angles[hands] = prediction.joint_angles.double().cpu()
-        wrists[hands] = for_hand(prediction.world_from_wrist.double().cpu(), hands)
-        new = torch.zeros_like(found).index_fill(0, hands, True)
-        return HandPose(angles, wrists), new & angles.isfinite().all(-1) & wrists.isfinite().flatten(1).all(-1)
+        found = _nobody(model)
+        found.joint_angles[hands] = prediction.joint_angles.double().cpu()
+        found.world_from_wrist[hands] = prediction.world_from_wrist.double().cpu()
+        finite = found.joint_angles.isfinite().all(-1) & found.world_from_wrist.isfinite().flatten(1).all(-1)
+        exists = found.exists.index_fill(0, hands, True) & finite
+        return replace(found, exists=exists), temporal, crops, features
 
     def _prepared(self, model: HandModel) -> PreparedHand:
         """A hand as crops ask for it; made anew when the hand has changed."""
@@ -257,6 +251,12 @@ class LiveTracker:
             frame=state.frame + 1,
             time=time,
         )
+
+
+def _nobody(model: HandModel) -> PosedHands:
+    """Neither hand."""
+    pose = torch.zeros(HANDS, 22).double(), torch.eye(4).double().repeat(HANDS, 1, 1)
+    return PosedHands(model, *pose, torch.zeros(HANDS, dtype=torch.bool))
 
 
 def _replaced(pose: HandPose, other: HandPose, hands: Bool[Tensor, "2"]) -> HandPose:

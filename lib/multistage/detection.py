@@ -95,13 +95,18 @@ def detect(network: DetNet, picture: UInt8[np.ndarray, "height width"]) -> Circl
     return Circles(circles.center_px[0] / scale, circles.radius_px[0] / scale, circles.presence[0])
 
 
+def is_learnt_from(height: int, width: int) -> bool:
+    """Whether views of this size can be shrunk to what DetNet learns from."""
+    return not (height % SHRINK or width % SHRINK) and VIEW_WIDTH - 8 * SHRINK < width <= VIEW_WIDTH
+
+
 def fit_view(picture: UInt8[np.ndarray, "height width"]) -> tuple[UInt8[np.ndarray, "rows columns"], float]:
     """A view as wide as those that DetNet learns from, and its pixels per pixel of the picture.
 
     Views of 609 to 640 columns stay as they are, if they can be shrunk; others become 640 wide.
     """
     height, width = picture.shape
-    if not (height % SHRINK or width % SHRINK) and VIEW_WIDTH - 8 * SHRINK < width <= VIEW_WIDTH:
+    if is_learnt_from(height, width):
         return picture, 1.0
     rows = max(1, round(height * VIEW_WIDTH / width / SHRINK)) * SHRINK
     finer = cv2.INTER_AREA if width > VIEW_WIDTH else cv2.INTER_LINEAR

@@ -142,15 +142,18 @@ def expected_crops(recording: Recording, frame: int, model: HandModel, expected:
 
 
 def detected_crops(
-    recording: Recording, frame: int, camera: int, circles: Circles, hands: Int[Tensor, "detected"]
+    cameras: PosedCamera,
+    mounting_angles: Float[Tensor, "cameras"],
+    camera: int,
+    circles: Circles,
+    hands: Int[Tensor, "detected"],
 ) -> HandCrops:
     """Crops of hands around circles in one camera, enlarged by `CIRCLE_ENLARGEMENT`."""
-    cameras = recording.cameras(frame)
     corners = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]], dtype=torch.float64)
     radius = CIRCLE_ENLARGEMENT * circles.radius_px[hands, None, None].double()
     rays = cameras.camera[camera].unproject(circles.center_px[hands, None].double() + radius * corners)
     corners_world = apply(cameras.world_from_camera[camera], rays)
-    crop, exists = crop_cameras(cameras, corners_world, hands, recording.mounting_angles, fill=1.0)
+    crop, exists = crop_cameras(cameras, corners_world, hands, mounting_angles, fill=1.0)
     views = exists & (torch.arange(exists.shape[1]) == camera)
     visible = views.any(dim=1)
     return HandCrops(hands[visible], views[visible], crop[visible])

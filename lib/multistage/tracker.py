@@ -260,7 +260,7 @@ class MultistageTracker:
         with self.stage("detector"):
             circles = self.detector(recording, frame, camera, recording.view(images, camera))
         hands = (sought & (circles.presence > PRESENCE_THRESHOLD)).nonzero()[:, 0]
-        return detected_crops(recording, frame, camera, circles, hands)
+        return detected_crops(recording.cameras(frame), recording.mounting_angles, camera, circles, hands)
 
 
 def _prior(

@@ -25,7 +25,7 @@ from lib.crop_cache import CACHE_SIZE, CropSequence
 from lib.crops import choose_crop_cameras, take_crops
 from lib.formats.challenge_tars import write_challenge_tar
 from lib.formats.cut_clips import clips_of
-from lib.formats.indexed_files import MAGIC, MSGPACK, VERSION, IndexedFile, files_of
+from lib.formats.indexed_files import MAGIC, MSGPACK, VERSION, IndexedFile, index_and_content
 from lib.formats.shard_source import ShardSource
 from lib.formats.torch_data import LABELS, MONO, Shard, write_shard
 from lib.hands import HANDS, HandModel, for_hand
@@ -314,7 +314,7 @@ def _write_sparse_shard(like: Path, folder: Path) -> Path:
     message = msgpack.packb(IndexedFile(like / LABELS)[0])
     folder.mkdir()
     for stem, kind, item, dims in ((MONO, 1, size, shape), (LABELS, MSGPACK, len(message), ())):
-        index, content = files_of(folder / stem)
+        index, content = index_and_content(folder / stem)
         header, places = (MAGIC, VERSION, kind, 1, count, count * len(dims)), np.arange(count + 1)
         np.concatenate([header, len(dims) * places, item * places, np.tile(dims, count)]).astype("<i8").tofile(index)
         with content.open("wb") as file:

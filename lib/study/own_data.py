@@ -19,7 +19,7 @@ from lib.files import read_json, sha256_of, working_in, write_atomically
 from lib.formats.folders import Contents, RecordingName, find_contents
 from lib.formats.torch_data import shard_clip
 from lib.machines import in_processes
-from lib.multistage.detection import VIEW_WIDTH
+from lib.multistage.detection import is_learnt_from
 from lib.multistage.detection_training import DetectionTrainingConfig
 from lib.recordings import Recording, read_recording
 from lib.rendered.index import write_index
@@ -118,18 +118,11 @@ def import_training(folder: Path, name: str, workers: int) -> dict[Path, str]:
         if not files and not shards:
             raise InputError(f"none of {len(recordings)} recordings can be used: {next(iter(problems.values()))}")
         write_index(output, "train", [], {str(path.relative_to(output)): sha256_of(path) for path in files})
-        pinch = bool(shards) or any(_has_pinch(path) for path in recordings[:1])
+        pinch = bool(shards) or _offers(recordings[0])["pinch"]
         about = {"folder": str(folder.absolute()), "shards": shards, "pinch": pinch}
         about["views"] = (output / "views").is_dir()
         write_atomically(output / OWN, lambda path: path.write_text(json.dumps(about, indent=1)))
     return problems
-
-
-def _has_pinch(path: Path) -> bool:
-    try:
-        return read_recording(path).pinch is not None
-    except InputError:
-        return False
 
 
 def _keep(path: Path, output: Path, with_crops: bool) -> str | None:
@@ -151,7 +144,7 @@ def _keep(path: Path, output: Path, with_crops: bool) -> str | None:
 def _can_be_detected_in(recording: Recording) -> bool:
     """Whether DetNet learns from views of this size."""
     camera = recording.camera
-    return camera.extent_px is None and VIEW_WIDTH - 32 < camera.width <= VIEW_WIDTH and camera.height % 4 == 0
+    return camera.extent_px is None and is_learnt_from(camera.height, camera.width)
 
 
 def read_own(folder: Path) -> Mapping | None:
