@@ -1,5 +1,6 @@
 """The tracker of a stream: how it starts, follows, loses and finds again, with a network that knows the truth."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,21 +12,26 @@ from lib.cameras import PosedCamera
 from lib.crop_cache import hand_circles
 from lib.errors import InputError
 from lib.hands import HandModel, PosedHands, for_hand
+from lib.live.confidence import SIGNS, Confidence
 from lib.live.recordings import StreamTracker
-from lib.live.tracker import CHECK_EVERY, PINCH_BEGINS, PINCH_ENDS, LiveHands, LiveState, LiveTracker
+from lib.live.tracker import FOLLOWED, PINCH_BEGINS, PINCH_ENDS, TRUSTED, LiveHands, LiveState, LiveTracker
 from lib.multistage.detection import Circles
-from lib.network import HandPrediction, UmeTrack
+from lib.network import FEATURE_CHANNELS, HandPrediction, UmeTrack
 from lib.recordings import read_recording
 from lib.rendered.shape import generic_hand
 from lib.tracking import true_keypoints
 
+SIGN = torch.arange(SIGNS)
+SURE = Confidence((SIGN == 0).double() - 3.0 * (SIGN == SIGNS - 1), 3.0 * math.log(1e-3))
+"""The mean of the first feature, less 9 where the hand is 2 cm from where it is expected."""
 ANGLES = torch.deg2rad(torch.tensor([0.0, 90.0, 90.0, 180.0]).double())
 
 
 class World(UmeTrack):
     """Two hands before a headset; the network that sees them truly, and the detector.
 
-    `wrists` are where the hands are; `hidden` ones are not detected, and the network says `guess` of them.
+    `wrists` are where the hands are; `hidden` ones are not detected, and the network says `guess` of them. It is as
+    `sure` of each hand as is said here, less what the crop is off.
     """
 
     def __init__(self, model: HandModel):
@@ -35,11 +41,12 @@ class World(UmeTrack):
         self.angles = torch.zeros(2, 22).double()
         self.hidden = torch.zeros(2, dtype=torch.bool)
         self.guess = self.wrists.clone()
+        self.sure = torch.tensor([5.0, 5.0])
         self.scale_of_u = 1.1
         self.looks = 0
 
     def extract(self, crops):
-        return torch.zeros(len(crops.images), 72, 6, 6)
+        return self.sure[crops.hand, None, None, None].expand(-1, FEATURE_CHANNELS, 6, 6)
 
     def remember(self, features, crops, state):
         return features, replace(state, tracked=torch.ones_like(state.tracked))
@@ -58,7 +65,7 @@ class World(UmeTrack):
         return PosedHands(self.model, self.angles, self.wrists, torch.ones(2, dtype=torch.bool))
 
     def tracker(self, **changes) -> LiveTracker:
-        return LiveTracker(self, self.detect, ANGLES, **({"hand_model": self.model} | changes))
+        return LiveTracker(self, self.detect, SURE, ANGLES, **({"hand_model": self.model} | changes))
 
     def detect(self, picture) -> Circles:
         """The circles in the camera that took a picture, which is as bright as its number."""
@@ -90,24 +97,53 @@ def test_hands_are_found_and_followed(world):
     for hands in seen[1:]:
         torch.testing.assert_close(hands.landmarks, world.hands().landmarks(), atol=1e-5, rtol=0)
         torch.testing.assert_close(hands.world_from_wrist, world.wrists, atol=1e-6, rtol=0)
-    assert (seen[-1].confidence > seen[1].confidence).all()
-    assert world.looks == 2 + len([frame for frame in range(2, 12) if frame % CHECK_EVERY == 0])
+        torch.testing.assert_close(hands.confidence, torch.tensor([5.0, 5.0]).double().sigmoid(), atol=1e-2, rtol=0)
+    assert world.looks == 2, "then nothing is sought"
     assert state.frame == 12
 
 
 def test_a_hand_that_goes_is_lost_and_found_again(world):
     tracker = world.tracker()
     _, state = world.run(tracker, tracker.start(), 12)
-    world.hidden[1] = True
-    seen, state = world.run(tracker, state, 5 * CHECK_EVERY * 4)
-    tracked = [hands.tracked[1].item() for hands in seen]
-    assert tracked == sorted(tracked, reverse=True), "it does not come back while it is hidden"
-    assert not tracked[-1]
+    world.hidden[1], world.sure[1] = True, FOLLOWED - 1
+    seen, state = world.run(tracker, state, 5)
+    assert not any(hands.tracked[1] or hands.confidence[1] for hands in seen)
     assert all(hands.tracked[0] for hands in seen)
+    world.sure[1] = 5.0
     world.hidden[1] = False
     seen, _ = world.run(tracker, state, 8)
     assert seen[-1].tracked.all()
     assert torch.equal(seen[-1].landmarks[0], seen[0].landmarks[0])
+
+
+def test_a_hand_in_doubt_is_followed_and_not_reported(world):
+    tracker = world.tracker()
+    _, state = world.run(tracker, tracker.start(), 12)
+    world.sure[1] = (FOLLOWED + TRUSTED) / 2
+    looks = world.looks
+    seen, state = world.run(tracker, state, 3)
+    assert [hands.tracked.tolist() for hands in seen] == [[True, False]] * 3
+    assert all(0 < hands.confidence[1] < 0.9 for hands in seen)
+    assert world.looks == looks + 3, "it is sought"
+    world.sure[1] = 5.0
+    seen, _ = world.run(tracker, state, 1)
+    assert seen[0].tracked.all()
+    assert world.looks == looks + 3
+
+
+def test_a_hand_in_doubt_begins_anew_where_the_detector_sees_it(world):
+    """Both hands are followed 19 cm from where they are."""
+    tracker = world.tracker()
+    _, state = world.run(tracker, tracker.start(), 12)
+    last = state.memory.last
+    away = last.world_from_wrist.clone()
+    away[:, 2, 3] += 0.19
+    moved = replace(state, memory=replace(state.memory, last=replace(last, world_from_wrist=away)), frame=1)
+    moved = replace(moved, memory=replace(moved.memory, before=moved.memory.last), time=None)
+    world.sure[:] = 15.0
+    seen, _ = world.run(tracker, moved, 1)
+    assert seen[0].tracked.all()
+    assert (seen[0].confidence > 0.999).all(), "the crops are where the hands are"
 
 
 def test_looks_through_cameras_that_do_not_show_the_hand_say_nothing(world):
@@ -126,7 +162,8 @@ def test_two_hands_are_never_the_same(world):
     world.hidden[1] = True
     mirrored = for_hand(world.hands().wrists[[0]], 1)[0]
     world.guess[1] = mirrored
-    both, _ = world.run(tracker, replace(state, odds=torch.tensor([1.0, 0.5]).double()), 1)
+    world.sure = torch.tensor([25.0, 20.0])
+    both, _ = world.run(tracker, state, 1)
     apart = (both[0].landmarks[0] - both[0].landmarks[1]).norm(dim=-1).mean()
     assert apart < 0.03
     assert both[0].tracked.tolist() == [True, False]
@@ -157,12 +194,12 @@ def test_a_state_is_a_value(world):
 def test_the_scale_is_found_while_tracking(world):
     tracker = world.tracker(hand_model=None, generic=world.model.scaled(1 / 1.1), samples=12)
     seen, state = world.run(tracker, tracker.start(), 5)
-    assert len(state.scales) == 8
+    assert len(state.scales) == 6
     assert tracker.scale(state) == pytest.approx(1.1)
     torch.testing.assert_close(seen[-1].landmarks, world.hands().landmarks(), atol=1e-5, rtol=0)
     world.scale_of_u = 3.0
     _, state = world.run(tracker, state, 10)
-    assert state.scales[8:] == (3.0, 3.0, 3.0, 3.0), "then it stays"
+    assert state.scales[6:] == (3.0,) * 6, "then it stays"
 
 
 def test_pinches_begin_and_end_at_their_own_distances(world, hand):
@@ -207,14 +244,15 @@ def test_bad_frames_are_refused(world):
     with pytest.raises(InputError, match="a camera's pose is not finite"):
         tracker.step(pictures, nowhere, 2.0, after)
     with pytest.raises(ValueError, match="needs the user's hand_model, or a generic hand"):
-        LiveTracker(world, world.detect, ANGLES)
+        LiveTracker(world, world.detect, SURE, ANGLES)
 
 
 @pytest.mark.parametrize("kind", ["black", "white", "noise"])
 def test_any_pictures_give_finite_hands_or_none(hand, kind, rng):
     """A network that knows nothing, and a detector that sees hands everywhere."""
     everywhere = Circles(torch.tensor([[20.0, 20.0], [40.0, 20.0]]), torch.tensor([9.0, 9.0]), torch.ones(2))
-    tracker = LiveTracker(UmeTrack(TINY), lambda picture: everywhere, ANGLES, hand)
+    certain = Confidence(torch.zeros(SIGNS).double(), 5.0)
+    tracker = LiveTracker(UmeTrack(TINY), lambda picture: everywhere, certain, ANGLES, hand)
     state, rig = tracker.start(), headset()
     for frame in range(20):
         pictures = {"black": 0, "white": 255, "noise": rng.integers(0, 256, (4, 48, 64))}[kind]
@@ -250,11 +288,11 @@ def test_a_recording_is_tracked_without_its_labels(recording):
     """Step by step and as a whole the same."""
     world = world_of(recording)
     nobody = replace(recording, labelled=torch.zeros_like(recording.labelled))
-    tracks = StreamTracker(world, world.detect).track_known(nobody, recording.hand_model)
+    tracks = StreamTracker(world, world.detect, SURE).track_known(nobody, recording.hand_model)
     assert tracks.valid_tracking[:, 1:].all()
     assert not tracks.evaluated.any()
     np.testing.assert_allclose(tracks.tracked_keypoints[:, 1:], true_keypoints(recording)[:, 1:], atol=0.1)
-    tracker = LiveTracker(world, world.detect, recording.mounting_angles, recording.hand_model)
+    tracker = LiveTracker(world, world.detect, SURE, recording.mounting_angles, recording.hand_model)
     state = tracker.start()
     for frame, images in enumerate(recording.images()):
         hands, state = tracker.step(images, recording.cameras(frame), frame / 30, state)
@@ -267,13 +305,13 @@ def test_frames_without_a_headset_pose_start_anew(recording):
     world = world_of(recording)
     posed = torch.ones(10, dtype=torch.bool)
     posed[4] = False
-    tracks = StreamTracker(world, world.detect).track_known(replace(recording, posed=posed), recording.hand_model)
+    tracks = StreamTracker(world, world.detect, SURE).track_known(replace(recording, posed=posed), recording.hand_model)
     assert tracks.valid_tracking[0].tolist() == [False, True, True, True, False, False, True, True, True, True]
 
 
 def test_a_calibrated_hand_is_what_the_tracks_hold(recording):
     world = world_of(recording)
-    tracks = StreamTracker(world, world.detect).track_unknown(recording, recording.hand_model.scaled(1 / 1.1), 6)
+    tracks = StreamTracker(world, world.detect, SURE).track_unknown(recording, recording.hand_model.scaled(1 / 1.1), 6)
     assert tracks.scale == pytest.approx(1.1)
     reach = [m.landmark_rest_positions.norm(dim=-1).max() for m in (tracks.poses.model, recording.hand_model)]
     assert float(reach[0]) == pytest.approx(float(reach[1]), rel=1e-4)

@@ -33,6 +33,7 @@ from lib.study.benchmarks import (
     benchmark_training,
 )
 from lib.study.experiments import EXPERIMENTS, PUBLISHED_NETWORK, REFERENCE_NETWORK, train_experiment
+from lib.study.live_confidence import fit_confidence
 from lib.study.methods import make_predictions
 from lib.study.methods import tune as tune_methods
 from lib.study.own_data import can_be_trained, read_own
@@ -181,6 +182,21 @@ def run_tune(options: argparse.Namespace) -> None:
         print(table.drop(columns=table.filter(like="sha256")).to_string(index=False), end="\n\n")
 
 
+def _add_fit_confidence(commands) -> None:
+    command = commands.add_parser(
+        "fit-confidence", help="fit how sure a network's predictions are, which track --crops own needs of it"
+    )
+    command.set_defaults(run=run_fit_confidence)
+    command.add_argument("--weights", type=Path, required=True, help="of the network; the result is written beside")
+    add_profile(command)
+    add_workers(command)
+
+
+def run_fit_confidence(options: argparse.Namespace) -> None:
+    """Fit the confidence of a network, and say where it is."""
+    print(fit_confidence(options.weights, options.profile, _data(options), options.workers))
+
+
 def _add_report(commands) -> None:
     command = commands.add_parser("report", help="write the results section of README.md from the tables")
     command.set_defaults(run=report)
@@ -241,6 +257,7 @@ def _data(options: argparse.Namespace) -> Path:
 
 
 ADD_COMMANDS = (
-    _add_render, _add_train, _add_experiments, _add_predict, _add_search, _add_tune, _add_report, _add_benchmark
+    _add_render, _add_train, _add_experiments, _add_predict, _add_search, _add_tune, _add_fit_confidence,
+    _add_report, _add_benchmark,
 )  # fmt: skip
 """What adds each of these commands to the parser."""

@@ -19,6 +19,7 @@ from lib.files import refuse_overwriting, sha256_of
 from lib.formats.folders import files_of
 from lib.formats.hand_files import read_hand
 from lib.formats.tracked_files import FORMATS, write_tracks
+from lib.live.confidence import confidence_path, read_confidence
 from lib.live.recordings import StreamTracker
 from lib.metrics import auc, mpjpa, mpjpe, pck
 from lib.multistage.detection import detect
@@ -120,8 +121,8 @@ class Method:
     def tracker(self) -> Tracker | StreamTracker | MultistageTracker:
         """A new tracker. Raises InputError if weights are missing."""
         if self.name == "umetrack" and self.crops == "own":
-            network = detnet(self._detector(), self.device)
-            return StreamTracker(load_network(self.weights), partial(detect, network), self.device)
+            sees = partial(detect, detnet(self._detector(), self.device))
+            return StreamTracker(load_network(self.weights), sees, read_confidence(self.weights), self.device)
         if self.name == "umetrack":
             return Tracker(load_network(self.weights), self.device)
         detects = detector(self._detector(), self.device) if self.crops == "own" else None
@@ -143,8 +144,10 @@ class Method:
 
     def files(self) -> list[Path]:
         """What it is made of."""
-        weights = [self.weights if self.name == "umetrack" else self.weights / "keynet.safetensors"]
-        return weights + ([self._detector()] if self.crops == "own" else []) + ([self.generic] if self.generic else [])
+        files = [self.weights if self.name == "umetrack" else self.weights / "keynet.safetensors"]
+        if self.crops == "own":
+            files += [self._detector()] + ([confidence_path(self.weights)] if self.name == "umetrack" else [])
+        return files + ([self.generic] if self.generic else [])
 
     def _detector(self) -> Path:
         beside = (self.weights.parent if self.name == "umetrack" else self.weights) / DETECTOR

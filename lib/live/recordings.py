@@ -8,6 +8,7 @@ import torch
 
 from lib.files import MM
 from lib.hands import HANDS, HandModel, HandPoses
+from lib.live.confidence import Confidence
 from lib.live.tracker import Detect, LiveTracker
 from lib.network import UmeTrack
 from lib.recordings import Recording
@@ -17,8 +18,8 @@ from lib.tracking import CALIBRATION_SAMPLES, Tracks, true_keypoints
 class StreamTracker:
     """Tracks recordings with crops of its own. Holds no state between calls."""
 
-    def __init__(self, network: UmeTrack, detect: Detect, device: torch.device | str = "cpu"):
-        self.network, self.detect, self.device = network, detect, device
+    def __init__(self, network: UmeTrack, detect: Detect, confidence: Confidence, device: torch.device | str = "cpu"):
+        self.network, self.detect, self.confidence, self.device = network, detect, confidence, device
 
     def track_known(self, recording: Recording, model: HandModel) -> Tracks:
         """Track with a known skeleton."""
@@ -29,7 +30,8 @@ class StreamTracker:
         return self._track(recording, self._tracker(recording, generic=generic, samples=samples))
 
     def _tracker(self, recording: Recording, **model) -> LiveTracker:
-        return LiveTracker(self.network, self.detect, recording.mounting_angles, device=self.device, **model)
+        angles = recording.mounting_angles
+        return LiveTracker(self.network, self.detect, self.confidence, angles, device=self.device, **model)
 
     def _track(self, recording: Recording, tracker: LiveTracker) -> Tracks:
         """Where the headset has no pose, nothing is followed."""

@@ -1,9 +1,9 @@
 """The end-to-end tracker of a stream: pictures in, hands out, frame by frame, without labels.
 
-Where a hand is lost, a detector looks for it in one camera, another one in each frame; the crop around its circle gives
-a first pose, and that the crops of the same frame. A hand that is followed is cropped where its last motion lets expect
-it. Now and then the detector says whether there is such a hand where it is followed: `confidence` is how likely that
-makes it. The paper leaves start, loss and recovery to others (§3.3 takes crops for granted); all of this is ours.
+A hand that is followed is cropped where its last motion lets expect it. Where a hand is lost, or its confidence low, a
+detector looks for it in one camera, another one in each frame: the crop around its circle gives a first pose, and that
+the crops of the same frame. The pose of the greater confidence is followed. The paper leaves start, loss and recovery
+to others (§3.3 takes crops for granted); all of this is ours.
 """
 
 from __future__ import annotations
@@ -18,29 +18,23 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from lib.cameras import PosedCamera
-from lib.crop_cache import hand_circles
 from lib.crops import Crops, take_crops
 from lib.errors import InputError
 from lib.hands import HANDS, INDEX_TIP, THUMB_TIP, HandModel, PosedHands, for_hand
+from lib.live.confidence import Confidence, signs
 from lib.live.crops import PreparedHand, crop_hands
 from lib.multistage.detection import PRESENCE_THRESHOLD, Circles
 from lib.multistage.fit import HandPose
 from lib.multistage.hand_crops import detected_crops
 from lib.multistage.tracker import Memory
-from lib.network import Features, TemporalState, UmeTrack
+from lib.network import TemporalState, UmeTrack
 from lib.tracking import CALIBRATION_SAMPLES, advance, prepare_for_inference
 
 Detect = Callable[[UInt8[np.ndarray, "height width"]], Circles]
 """Where a detector sees either hand in one picture."""
-CHECK_EVERY = 4
-"""Frames from one look of the detector to the next while both hands are followed: of 1, 2 and 4 the cheapest, and no
-worse on 20 recordings of validation users."""
-MATCHES = math.log(0.93 / 0.15), math.log(0.07 / 0.85)
-"""What a look adds to the logarithm of the odds that the right hand is followed: where the detector sees it there, and
-where it does not. Chosen, not fitted: of hands of validation users within 25 mm of the truth looks saw 99 %, of those
-beyond 60 mm 71 %, so that they tell little about bad poses, and much about hands that are not there."""
-MAX_ODDS, MIN_ODDS = 3.0, -1.5
-"""Beyond the first, looks add nothing; below the second a hand is lost."""
+TRUSTED, FOLLOWED, BEGINS = 2.2, -2.0, 0.0
+"""Logarithms of the odds that a hand is right: above which it is tracked; above which it is still followed, though not
+reported, and sought where the detector sees it; and above which a hand that is begun there is followed."""
 REACH = 0.05, 1.5
 """Distances from the cameras at which hands are believed (m)."""
 MAX_JUMP = 0.2
@@ -55,7 +49,8 @@ PINCH_BEGINS, PINCH_ENDS = 0.0155, 0.022
 class LiveHands:
     """Both hands in a frame, left first; poses mean nothing where a hand is not `tracked`.
 
-    `world_from_wrist` is stored unmirrored (`hands.for_hand`). Metres, radians.
+    `confidence` is how likely a hand is within `confidence.CLOSE_M` of the truth. `world_from_wrist` is stored
+    unmirrored (`hands.for_hand`). Metres, radians.
     """
 
     tracked: Bool[Tensor, "2"]
@@ -72,13 +67,34 @@ class LiveState:
 
     memory: Memory
     temporal: TemporalState
-    odds: Float[Tensor, "2"]
-    """Logarithms of the odds that the right hand is followed."""
     pinching: Bool[Tensor, "2"]
     scales: tuple[float, ...] = ()
     """Of the generic hand, as regressor U has predicted so far."""
     frame: int = 0
     time: float | None = None
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Hands as the network sees them in crops, the odds that each is right, and what is remembered of it."""
+
+    hands: PosedHands
+    landmarks: Float[Tensor, "2 21 3"]
+    logit: Float[Tensor, "2"]
+    """Minus infinity where there is no hand."""
+    temporal: TemporalState
+    scales: tuple[float, ...] = ()
+
+    def exchanged(self, other: _Seen, hands: Bool[Tensor, "2"]) -> _Seen:
+        """Some of the hands as seen otherwise."""
+        pose, chosen = _replaced(_pose(self.hands), _pose(other.hands), hands), hands.nonzero()[:, 0]
+        return _Seen(
+            _posed(self.hands.model, pose),
+            torch.where(hands[:, None, None], other.landmarks, self.landmarks),
+            torch.where(hands, other.logit, self.logit),
+            self.temporal.update(chosen, other.temporal[chosen]),
+            self.scales,
+        )
 
 
 class LiveTracker:
@@ -93,6 +109,7 @@ class LiveTracker:
         self,
         network: UmeTrack,
         detect: Detect,
+        confidence: Confidence,
         mounting_angles: Float[Tensor, "cameras"],
         hand_model: HandModel | None = None,
         generic: HandModel | None = None,
@@ -102,16 +119,15 @@ class LiveTracker:
         if hand_model is None and generic is None:
             raise ValueError("a tracker needs the user's hand_model, or a generic hand to scale")
         self.network = prepare_for_inference(network).to(device)
-        self.detect, self.mounting_angles, self.device = detect, mounting_angles, torch.device(device)
+        self.detect, self.confidence = detect, confidence
+        self.mounting_angles, self.device = mounting_angles, torch.device(device)
         self.hand_model, self.generic, self.samples = hand_model, generic, samples
         self._hand: tuple[HandModel, PreparedHand] | None = None
 
     def start(self) -> LiveState:
         """Nothing is known yet."""
         nothing = torch.zeros(HANDS, dtype=torch.bool)
-        return LiveState(
-            Memory.empty(), TemporalState.untracked(HANDS, self.device), torch.zeros(HANDS).double(), nothing
-        )
+        return LiveState(Memory.empty(), TemporalState.untracked(HANDS, self.device), nothing)
 
     def model(self, state: LiveState) -> HandModel:
         """The hand as it is known: the user's, or the generic one at the scale found so far."""
@@ -133,26 +149,23 @@ class LiveTracker:
         for a `time` (s) that is not after that of the frame before.
         """
         self._check(images, cameras, time, state)
-        model, expected = self.model(state), state.memory.expectation()
-        pose, exists = expected.pose, expected.exists
-        camera, circles = self._look(images, cameras, state)
-        if circles is not None and (new := ~exists & (circles.presence > PRESENCE_THRESHOLD)).any():
-            first, new = self._begin(images, cameras, camera, circles, new, model)
-            pose, exists = _replaced(pose, first, new), exists | new
-        found, temporal, scales = self._see(images, cameras, model, pose, exists, state)
-        landmarks = found.landmarks()
-        believed = found.exists & _plausible(landmarks, pose.landmarks(model), cameras)
-        odds = torch.where(expected.exists, state.odds, 0.0)
-        if circles is not None:
-            odds = _updated(odds, believed, landmarks, cameras, camera, circles)
-        believed = _one_hand_each(believed & (odds > MIN_ODDS), landmarks, odds)
-        pinching = _pinching(landmarks, state.pinching & believed) & believed
-        hands = LiveHands(
-            believed, torch.where(believed, odds.sigmoid(), 0.0), found.joint_angles, found.world_from_wrist,
-            landmarks, pinching,
-        )  # fmt: skip
-        after = replace(state, temporal=temporal, odds=odds, pinching=pinching, scales=scales)
-        return hands, self._after(after, HandPose(found.joint_angles, found.wrists), believed, time)
+        model, memory = self.model(state), state.memory
+        expected = memory.expectation().pose
+        seen = self._see(images, cameras, model, expected, memory.known, state.temporal)
+        near = (seen.landmarks - expected.landmarks(model)).norm(dim=-1).mean(dim=-1) < MAX_JUMP
+        seen = replace(seen, logit=seen.logit.where(near, -math.inf))
+        if (sought := seen.logit < TRUSTED).any():
+            begun = self._begin(images, cameras, sought, model, state)
+            seen = seen.exchanged(begun, sought & (begun.logit > seen.logit.clamp(min=BEGINS)))
+        followed = _one_hand_each(seen.logit > FOLLOWED, seen)
+        tracked = followed & (seen.logit > TRUSTED)
+        pinching = _pinching(seen.landmarks, state.pinching & tracked) & tracked
+        confidence = torch.where(followed, seen.logit.sigmoid(), 0.0)
+        posed = seen.hands.joint_angles, seen.hands.world_from_wrist
+        hands = LiveHands(tracked, confidence, *posed, seen.landmarks, pinching)
+        scales = (state.scales + seen.scales)[: self.samples]
+        after = replace(state, temporal=seen.temporal, pinching=pinching, scales=scales)
+        return hands, self._after(after, _pose(seen.hands), followed, time)
 
     def _see(
         self,
@@ -161,20 +174,12 @@ class LiveTracker:
         model: HandModel,
         pose: HandPose,
         exists: Bool[Tensor, "2"],
-        state: LiveState,
-    ) -> tuple[PosedHands, TemporalState, tuple[float, ...]]:
-        """Hands as the network sees them in the crops of a pose, what it remembers, and all scales so far."""
-        wrists = for_hand(pose.world_from_wrist, torch.arange(HANDS))
-        posed = PosedHands(model, pose.joint_angles, wrists, exists)
+        before: TemporalState,
+    ) -> _Seen:
+        """The hands that exist, in crops around a pose."""
+        posed = replace(_posed(model, pose), exists=exists)
         hands, crops = crop_hands(images, cameras, self.mounting_angles, posed, self._prepared(model))
-        if not len(hands):
-            return _nobody(model), state.temporal, state.scales
-        found, temporal, crops, features = self._predict(crops, hands, model, state.temporal)
-        scales = state.scales
-        if self.hand_model is None and len(scales) < self.samples and crops.two_views.any():
-            two = crops.two_views
-            scales += tuple(self.network.unknown(features[two], crops[two]).scale.tolist())
-        return found, temporal, scales[: self.samples]
+        return self._predict(crops, hands, posed, cameras, before)
 
     def _check(self, images: np.ndarray, cameras: PosedCamera, time: float, state: LiveState) -> None:
         shape = (len(self.mounting_angles), cameras.camera.height, cameras.camera.width)
@@ -188,47 +193,50 @@ class LiveTracker:
         if not math.isfinite(time) or (state.time is not None and time <= state.time):
             raise InputError(f"a frame at {time} s after one at {state.time} s: expected a later one")
 
-    def _look(self, images: np.ndarray, cameras: PosedCamera, state: LiveState) -> tuple[int, Circles | None]:
-        """Which camera is next, and what the detector sees in it, if it looks in this frame."""
-        followed = bool(state.memory.known.all())
-        camera = (state.frame // CHECK_EVERY if followed else state.frame) % len(images)
-        if followed and state.frame % CHECK_EVERY:
-            return camera, None
-        columns, rows = cameras.camera.size_px[camera].int().tolist()
-        return camera, self.detect(images[camera, :rows, :columns])
-
     def _begin(
         self,
         images: np.ndarray,
         cameras: PosedCamera,
-        camera: int,
-        circles: Circles,
-        found: Bool[Tensor, "2"],
+        sought: Bool[Tensor, "2"],
         model: HandModel,
-    ) -> tuple[HandPose, Bool[Tensor, "2"]]:
-        """First poses of detected hands, from the crops around their circles."""
-        detected = detected_crops(cameras, self.mounting_angles, camera, circles, found.nonzero()[:, 0])
-        if not len(detected.hands):
-            first = _nobody(model)
-            return HandPose(first.joint_angles, first.wrists), first.exists
+        state: LiveState,
+    ) -> _Seen:
+        """The hands sought as they begin where the detector sees them, in one camera."""
+        camera, unknown = state.frame % len(images), TemporalState.untracked(HANDS, self.device)
+        columns, rows = cameras.camera.size_px[camera].int().tolist()
+        circles = self.detect(images[camera, :rows, :columns])
+        found = (sought & (circles.presence > PRESENCE_THRESHOLD)).nonzero()[:, 0]
+        detected = detected_crops(cameras, self.mounting_angles, camera, circles, found)
         crops = take_crops(images, cameras, detected.hands, detected.views, detected.cropped)
-        unknown = TemporalState.untracked(HANDS, self.device)
-        first, _, _, _ = self._predict(crops, detected.hands, model, unknown)
-        return HandPose(first.joint_angles, first.wrists), first.exists
+        first = self._predict(crops, detected.hands, _nobody(model), cameras, unknown)
+        return self._see(images, cameras, model, _pose(first.hands), first.hands.exists, unknown)
 
     def _predict(
-        self, crops: Crops, hands: Int[Tensor, "tracked"], model: HandModel, before: TemporalState
-    ) -> tuple[PosedHands, TemporalState, Crops, Features]:
-        """What regressor K says of the hands in crops, what is remembered, and the crops and features on the device."""
+        self,
+        crops: Crops,
+        hands: Int[Tensor, "tracked"],
+        expected: PosedHands,
+        cameras: PosedCamera,
+        before: TemporalState,
+    ) -> _Seen:
+        """What regressor K says of hands in crops around an expected pose."""
+        model, scales = expected.model, ()
+        found, logit = _nobody(model), torch.full((HANDS,), -math.inf).double()
+        if not len(hands):
+            return _Seen(found, found.landmarks(), logit, before)
         crops = crops.to(self.device)
-        features, temporal = advance(self.network, self.network.extract(crops), crops, hands, before)
+        extracted = self.network.extract(crops)
+        features, temporal = advance(self.network, extracted, crops, hands, before)
         prediction = self.network.known(features, crops, model.to(self.device, torch.float32))
-        found = _nobody(model)
         found.joint_angles[hands] = prediction.joint_angles.double().cpu()
         found.world_from_wrist[hands] = prediction.world_from_wrist.double().cpu()
-        finite = found.joint_angles.isfinite().all(-1) & found.world_from_wrist.isfinite().flatten(1).all(-1)
-        exists = found.exists.index_fill(0, hands, True) & finite
-        return replace(found, exists=exists), temporal, crops, features
+        landmarks = found.landmarks()
+        moved = (landmarks - expected.landmarks())[hands].to(self.device)
+        logit[hands] = self.confidence.logit(signs(extracted, crops, moved)).cpu()
+        exists = _within_reach(landmarks, cameras) & logit.isfinite()
+        if self.hand_model is None and (good := crops.two_views & (logit[hands] > BEGINS).to(self.device)).any():
+            scales = tuple(self.network.unknown(features[good], crops[good]).scale.tolist())
+        return _Seen(replace(found, exists=exists), landmarks, logit.where(exists, -math.inf), temporal, scales)
 
     def _prepared(self, model: HandModel) -> PreparedHand:
         """A hand as crops ask for it; made anew when the hand has changed."""
@@ -246,7 +254,6 @@ class LiveTracker:
             state,
             memory=memory,
             temporal=state.temporal.lose(~found.to(self.device)),
-            odds=torch.where(found, state.odds, 0.0),
             pinching=state.pinching & found,
             frame=state.frame + 1,
             time=time,
@@ -267,41 +274,28 @@ def _replaced(pose: HandPose, other: HandPose, hands: Bool[Tensor, "2"]) -> Hand
     )
 
 
-def _plausible(
-    landmarks: Float[Tensor, "2 21 3"], expected: Float[Tensor, "2 21 3"], cameras: PosedCamera
-) -> Bool[Tensor, "2"]:
-    """Whether hands are finite, within reach, and near where they are expected."""
-    centers = cameras.world_from_camera[:, :3, 3]
-    distance = torch.cdist(landmarks.mean(dim=1), centers).amin(dim=1)
-    near = (landmarks - expected).norm(dim=-1).mean(dim=-1) < MAX_JUMP
-    return landmarks.isfinite().flatten(1).all(-1) & (distance > REACH[0]) & (distance < REACH[1]) & near
+def _pose(hands: PosedHands) -> HandPose:
+    return HandPose(hands.joint_angles, hands.wrists)
 
 
-def _updated(
-    odds: Float[Tensor, "2"],
-    followed: Bool[Tensor, "2"],
-    landmarks: Float[Tensor, "2 21 3"],
-    cameras: PosedCamera,
-    camera: int,
-    circles: Circles,
-) -> Float[Tensor, "2"]:
-    """The odds after a look of the detector through one camera, at hands that are followed and wholly in its view."""
-    around, _ = hand_circles(cameras[[camera]], landmarks)
-    center, radius = around[0, :, :2], around[0, :, 2]
-    away = (circles.center_px.double() - center).norm(dim=-1)
-    match = (circles.presence > PRESENCE_THRESHOLD) & (away < radius)
-    changed = (odds + torch.where(match, *(torch.tensor(m).double() for m in MATCHES))).clamp(max=MAX_ODDS)
-    return torch.where(followed & (radius > 0), changed, odds)
+def _posed(model: HandModel, pose: HandPose) -> PosedHands:
+    """Both hands, stored unmirrored."""
+    wrists = for_hand(pose.world_from_wrist, torch.arange(HANDS))
+    return PosedHands(model, pose.joint_angles, wrists, torch.ones(HANDS, dtype=torch.bool))
 
 
-def _one_hand_each(
-    followed: Bool[Tensor, "2"], landmarks: Float[Tensor, "2 21 3"], odds: Float[Tensor, "2"]
-) -> Bool[Tensor, "2"]:
+def _within_reach(landmarks: Float[Tensor, "2 21 3"], cameras: PosedCamera) -> Bool[Tensor, "2"]:
+    """Whether hands are finite, and as far from a camera as hands can be."""
+    distance = torch.cdist(landmarks.mean(dim=1), cameras.world_from_camera[:, :3, 3]).amin(dim=1)
+    return landmarks.isfinite().flatten(1).all(-1) & (distance > REACH[0]) & (distance < REACH[1])
+
+
+def _one_hand_each(tracked: Bool[Tensor, "2"], seen: _Seen) -> Bool[Tensor, "2"]:
     """Without the less likely of two hands in one place."""
-    apart = (landmarks[0] - landmarks[1]).norm(dim=-1).mean()
-    if not followed.all() or apart > SAME_PLACE:
-        return followed
-    return torch.arange(HANDS) == odds.argmax()
+    apart = (seen.landmarks[0] - seen.landmarks[1]).norm(dim=-1).mean()
+    if not tracked.all() or apart > SAME_PLACE:
+        return tracked
+    return torch.arange(HANDS) == seen.logit.argmax()
 
 
 def _pinching(landmarks: Float[Tensor, "2 21 3"], before: Bool[Tensor, "2"]) -> Bool[Tensor, "2"]:

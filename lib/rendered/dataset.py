@@ -225,7 +225,7 @@ def render_dataset(profile: Profile, split: Split, output: Path, workers: int, s
 def _render_dataset(profile: Profile, split: Split, output: Path, workers: int, scale: float) -> Path:
     _claim(output, profile)
     keys = sequence_keys(profile, split, scale)
-    files = dict(sorted(_write_all(keys, output, workers, f"rendering {split}").items()))
+    files = dict(sorted(write_sequences(keys, output, workers, f"rendering {split}").items()))
     known = read_index(output, split)["sha256"] if index_path(output, split).exists() else {}
     changed = [path for path in files.keys() & known if files[path] != known[path]]
     if changed:
@@ -244,11 +244,11 @@ def render_shard(
     with working_in(output / f"part_{part}_of_{parts}", wait=True):
         _claim(output, profile)
         keys = sequence_keys(profile, split, scale)[part - 1 :: parts]
-        _write_all(keys, output, workers, f"rendering {split}, part {part} of {parts}")
+        write_sequences(keys, output, workers, f"rendering {split}, part {part} of {parts}")
 
 
-def _write_all(keys: list[SequenceKey], output: Path, workers: int, title: str) -> dict[str, str]:
-    """Write the sequences on several processes; the hashes of all files."""
+def write_sequences(keys: list[SequenceKey], output: Path, workers: int, title: str) -> dict[str, str]:
+    """Write what is missing of some sequences on several processes; the hashes of all files by their paths."""
     jobs = {key: functools.partial(_write_sequence, key, output) for key in keys}
     written = in_processes(jobs, workers, title, "sequence")
     return dict(file for files in written.values() for file in files.items())
