@@ -178,8 +178,14 @@ class LiveTracker:
     ) -> _Seen:
         """The hands that exist, in crops around a pose."""
         posed = replace(_posed(model, pose), exists=exists)
-        hands, crops = crop_hands(images, cameras, self.mounting_angles, posed, self._prepared(model))
+        hands, crops = self._crops(images, cameras, posed)
         return self._predict(crops, hands, posed, cameras, before)
+
+    def _crops(
+        self, images: np.ndarray, cameras: PosedCamera, posed: PosedHands
+    ) -> tuple[Int[Tensor, "tracked"], Crops]:
+        """The hands that a camera sees, and their crops."""
+        return crop_hands(images, cameras, self.mounting_angles, posed, self._prepared(posed.model))
 
     def _check(self, images: np.ndarray, cameras: PosedCamera, time: float, state: LiveState) -> None:
         shape = (len(self.mounting_angles), cameras.camera.height, cameras.camera.width)
