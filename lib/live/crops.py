@@ -18,6 +18,7 @@ from lib.cameras import Fisheye62, KannalaBrandt, Pinhole, PosedCamera
 from lib.compiled import compiled
 from lib.crops import CROP_SIZE, FILL, MAX_VIEWS, MIN_FOCAL_PX, MIN_LANDMARKS_SEEN, Crops, make_crops, sample
 from lib.hands import HANDS, NUM_FINGER_JOINTS, NUM_LANDMARKS, RIGHT, HandModel, PosedHands
+from lib.multistage.fit import HandPose
 from lib.multistage.kinematics import FitSkeleton, dot, lens_of, pose_landmarks, project_point
 
 ENTRIES = 1 << 13
@@ -38,6 +39,13 @@ class PreparedHand(NamedTuple):
     def of(cls, model: HandModel) -> PreparedHand:
         """To be made once for many frames."""
         return cls(FitSkeleton.of(model), model.mid_range_angles[:NUM_FINGER_JOINTS].double().cpu().numpy())
+
+    def landmarks(self, pose: HandPose) -> Float[Tensor, "2 21 3"]:
+        """What `HandPose.landmarks` says of both hands, float64."""
+        landmarks = np.empty((HANDS, NUM_LANDMARKS, 3))
+        fields = pose.joint_angles, pose.world_from_wrist
+        _pose_both(self.skeleton, *(np.ascontiguousarray(field.numpy()) for field in fields), landmarks)
+        return torch.from_numpy(landmarks)
 
 
 def crop_hands(
@@ -120,6 +128,17 @@ def _choose(skeleton, middle, angles, wrists, exists, lens, size, poses, mountin
             sources[hand, taken], focal[hand, taken], rotations[hand, taken] = camera, length, turn
             taken += 1
     return sources, focal, rotations
+
+
+@compiled
+def _pose_both(skeleton, angles, wrists, landmarks):
+    """Write the landmarks of both hands."""
+    local, unused = np.empty((NUM_LANDMARKS, 3)), np.empty((NUM_LANDMARKS, 3, NUM_FINGER_JOINTS))
+    for hand in range(HANDS):
+        pose_landmarks(skeleton, angles[hand], local, unused)
+        for landmark in range(NUM_LANDMARKS):
+            for row in range(3):
+                landmarks[hand, landmark, row] = dot(wrists[hand, row], local[landmark]) + wrists[hand, row, 3]
 
 
 @compiled

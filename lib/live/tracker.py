@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -75,6 +76,15 @@ class LiveState:
 
 
 @dataclass(frozen=True)
+class _Hand:
+    """A hand model, as crops ask for it, and as the network does."""
+
+    model: HandModel
+    prepared: PreparedHand
+    on_device: HandModel
+
+
+@dataclass(frozen=True)
 class _Seen:
     """Hands as the network sees them in crops, the odds that each is right, and what is remembered of it."""
 
@@ -82,6 +92,8 @@ class _Seen:
     landmarks: Float[Tensor, "2 21 3"]
     logit: Float[Tensor, "2"]
     """Minus infinity where there is no hand."""
+    moved: Float[Tensor, "2"]
+    """How far they are from where they were expected, in the mean of their landmarks (m)."""
     temporal: TemporalState
     scales: tuple[float, ...] = ()
 
@@ -92,6 +104,7 @@ class _Seen:
             _posed(self.hands.model, pose),
             torch.where(hands[:, None, None], other.landmarks, self.landmarks),
             torch.where(hands, other.logit, self.logit),
+            torch.where(hands, other.moved, self.moved),
             self.temporal.update(chosen, other.temporal[chosen]),
             self.scales,
         )
@@ -122,7 +135,7 @@ class LiveTracker:
         self.detect, self.confidence = detect, confidence
         self.mounting_angles, self.device = mounting_angles, torch.device(device)
         self.hand_model, self.generic, self.samples = hand_model, generic, samples
-        self._hand: tuple[HandModel, PreparedHand] | None = None
+        self._hand = lru_cache(maxsize=2)(self._hand_of_scale)
 
     def start(self) -> LiveState:
         """Nothing is known yet."""
@@ -131,8 +144,7 @@ class LiveTracker:
 
     def model(self, state: LiveState) -> HandModel:
         """The hand as it is known: the user's, or the generic one at the scale found so far."""
-        scale = self.scale(state)
-        return self.hand_model or (self.generic if scale is None else self.generic.scaled(scale))
+        return self._hand(self.scale(state)).model
 
     def scale(self, state: LiveState) -> float | None:
         """The scale of the generic hand, as found so far; None of a known skeleton, and before the first sample."""
@@ -149,13 +161,12 @@ class LiveTracker:
         for a `time` (s) that is not after that of the frame before.
         """
         self._check(images, cameras, time, state)
-        model, memory = self.model(state), state.memory
+        hand, memory = self._hand(self.scale(state)), state.memory
         expected = memory.expectation().pose
-        seen = self._see(images, cameras, model, expected, memory.known, state.temporal)
-        near = (seen.landmarks - expected.landmarks(model)).norm(dim=-1).mean(dim=-1) < MAX_JUMP
-        seen = replace(seen, logit=seen.logit.where(near, -math.inf))
+        seen = self._see(images, cameras, hand, expected, memory.known, state.temporal)
+        seen = replace(seen, logit=seen.logit.where(seen.moved < MAX_JUMP, -math.inf))
         if (sought := seen.logit < TRUSTED).any():
-            begun = self._begin(images, cameras, sought, model, state)
+            begun = self._begin(images, cameras, sought, hand, state)
             seen = seen.exchanged(begun, sought & (begun.logit > seen.logit.clamp(min=BEGINS)))
         followed = _one_hand_each(seen.logit > FOLLOWED, seen)
         tracked = followed & (seen.logit > TRUSTED)
@@ -171,21 +182,20 @@ class LiveTracker:
         self,
         images: np.ndarray,
         cameras: PosedCamera,
-        model: HandModel,
+        hand: _Hand,
         pose: HandPose,
         exists: Bool[Tensor, "2"],
         before: TemporalState,
     ) -> _Seen:
         """The hands that exist, in crops around a pose."""
-        posed = replace(_posed(model, pose), exists=exists)
-        hands, crops = self._crops(images, cameras, posed)
-        return self._predict(crops, hands, posed, cameras, before)
+        hands, crops = self._crops(images, cameras, hand, replace(_posed(hand.model, pose), exists=exists))
+        return self._predict(crops, hands, hand, pose, cameras, before)
 
     def _crops(
-        self, images: np.ndarray, cameras: PosedCamera, posed: PosedHands
+        self, images: np.ndarray, cameras: PosedCamera, hand: _Hand, posed: PosedHands
     ) -> tuple[Int[Tensor, "tracked"], Crops]:
         """The hands that a camera sees, and their crops."""
-        return crop_hands(images, cameras, self.mounting_angles, posed, self._prepared(posed.model))
+        return crop_hands(images, cameras, self.mounting_angles, posed, hand.prepared)
 
     def _check(self, images: np.ndarray, cameras: PosedCamera, time: float, state: LiveState) -> None:
         shape = (len(self.mounting_angles), cameras.camera.height, cameras.camera.width)
@@ -204,7 +214,7 @@ class LiveTracker:
         images: np.ndarray,
         cameras: PosedCamera,
         sought: Bool[Tensor, "2"],
-        model: HandModel,
+        hand: _Hand,
         state: LiveState,
     ) -> _Seen:
         """The hands sought as they begin where the detector sees them, in one camera."""
@@ -214,41 +224,43 @@ class LiveTracker:
         found = (sought & (circles.presence > PRESENCE_THRESHOLD)).nonzero()[:, 0]
         detected = detected_crops(cameras, self.mounting_angles, camera, circles, found)
         crops = take_crops(images, cameras, detected.hands, detected.views, detected.cropped)
-        first = self._predict(crops, detected.hands, _nobody(model), cameras, unknown)
-        return self._see(images, cameras, model, _pose(first.hands), first.hands.exists, unknown)
+        nowhere = _pose(_nobody(hand.model))
+        first = self._predict(crops, detected.hands, hand, nowhere, cameras, unknown)
+        return self._see(images, cameras, hand, _pose(first.hands), first.hands.exists, unknown)
 
     def _predict(
         self,
         crops: Crops,
         hands: Int[Tensor, "tracked"],
-        expected: PosedHands,
+        hand: _Hand,
+        expected: HandPose,
         cameras: PosedCamera,
         before: TemporalState,
     ) -> _Seen:
-        """What regressor K says of hands in crops around an expected pose."""
-        model, scales = expected.model, ()
-        found, logit = _nobody(model), torch.full((HANDS,), -math.inf).double()
+        """What regressor K says of the `hands` in crops around an expected pose."""
+        found, scales = _nobody(hand.model), ()
+        expected_landmarks, logit = hand.prepared.landmarks(expected), torch.full((HANDS,), -math.inf).double()
         if not len(hands):
-            return _Seen(found, found.landmarks(), logit, before)
+            return _Seen(found, expected_landmarks, logit, torch.zeros(HANDS).double(), before)
         crops = crops.to(self.device)
         extracted = self.network.extract(crops)
         features, temporal = advance(self.network, extracted, crops, hands, before)
-        prediction = self.network.known(features, crops, model.to(self.device, torch.float32))
+        prediction = self.network.known(features, crops, hand.on_device)
         found.joint_angles[hands] = prediction.joint_angles.double().cpu()
         found.world_from_wrist[hands] = prediction.world_from_wrist.double().cpu()
-        landmarks = found.landmarks()
-        moved = (landmarks - expected.landmarks())[hands].to(self.device)
-        logit[hands] = self.confidence.logit(signs(extracted, crops, moved)).cpu()
+        landmarks = hand.prepared.landmarks(_pose(found))
+        shift = landmarks - expected_landmarks
+        logit[hands] = self.confidence.logit(signs(extracted, crops, shift[hands].to(self.device))).cpu()
         exists = _within_reach(landmarks, cameras) & logit.isfinite()
         if self.hand_model is None and (good := crops.two_views & (logit[hands] > BEGINS).to(self.device)).any():
             scales = tuple(self.network.unknown(features[good], crops[good]).scale.tolist())
-        return _Seen(replace(found, exists=exists), landmarks, logit.where(exists, -math.inf), temporal, scales)
+        moved, logit = shift.norm(dim=-1).mean(dim=-1), logit.where(exists, -math.inf)
+        return _Seen(replace(found, exists=exists), landmarks, logit, moved, temporal, scales)
 
-    def _prepared(self, model: HandModel) -> PreparedHand:
-        """A hand as crops ask for it; made anew when the hand has changed."""
-        if self._hand is None or self._hand[0] is not model:
-            self._hand = model, PreparedHand.of(model)
-        return self._hand[1]
+    def _hand_of_scale(self, scale: float | None) -> _Hand:
+        """The user's hand, or the generic one at a scale."""
+        model = self.hand_model or (self.generic if scale is None else self.generic.scaled(scale))
+        return _Hand(model, PreparedHand.of(model), model.to(self.device, torch.float32))
 
     def _after(self, state: LiveState, pose: HandPose, found: Bool[Tensor, "2"], time: float) -> LiveState:
         """The state one frame later, in which the hands that were `found` have this pose."""

@@ -25,7 +25,7 @@ PART = 1000
 class PlainTracker(LiveTracker):
     """The live tracker with the crops of `lib.crops`, which the compiled ones are compared with."""
 
-    def _crops(self, images, cameras, posed):
+    def _crops(self, images, cameras, hand, posed):
         return make_crops(images, cameras, self.mounting_angles, posed, min_views=1)
 
 
