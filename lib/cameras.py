@@ -13,8 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from lib.transforms import apply, invert
@@ -69,6 +70,11 @@ class Camera:
         """Columns and rows of each camera's own picture."""
         whole = self.focal_px.new_tensor([self.width, self.height])
         return whole.expand_as(self.focal_px) if self.extent_px is None else self.extent_px
+
+    def view(self, images: UInt8[np.ndarray, "cameras height width"], camera: int) -> UInt8[np.ndarray, "rows columns"]:
+        """The picture of one camera of a batch, without what makes all of them equally large."""
+        columns, rows = self.size_px[camera].int().tolist()
+        return images[camera, :rows, :columns]
 
     def project(self, points_camera: Points) -> Pixels:
         """Pixels of points in camera coordinates; for points without an image see `sees`."""

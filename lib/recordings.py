@@ -92,11 +92,6 @@ class Recording:
             raise InputError(f"{self.path} holds no pictures that can be read: of HOT3D its clips (.tar) do")
         return self.pictures(start)
 
-    def view(self, images: UInt8[np.ndarray, "cameras height width"], camera: int) -> UInt8[np.ndarray, "rows columns"]:
-        """The picture of one camera, without what makes all of them equally large."""
-        columns, rows = self.cameras(0).camera.size_px[camera].int().tolist()
-        return images[camera, :rows, :columns]
-
 
 def read_recording(path: Path) -> Recording:
     """The recording at a path, in any of the layouts.

@@ -490,7 +490,7 @@ def test_streams_of_several_sizes(members, tmp_path):
     recording = read_recording(write_tar(tmp_path / "clip.tar", members))
     images = next(recording.images())
     assert recording.camera.size_px.tolist() == [[WIDTH, HEIGHT], [500, 400]]
-    assert np.abs(recording.view(images, 1).astype(int) - 90).max() <= 1
+    assert np.abs(recording.cameras(0).camera.view(images, 1).astype(int) - 90).max() <= 1
     assert not images[1, 400:].any()
     assert not images[1, :, 500:].any()
 

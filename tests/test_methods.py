@@ -199,7 +199,7 @@ def test_the_confidence_of_hands_is_measured_on_validation_sequences(dataset, re
     def fading(requests):
         answers = labelled_keypoints(requests)
         pairs = zip(answers, requests, strict=True)
-        return [replace(true, confidence=0.99**request.frame * true.confidence) for true, request in pairs]
+        return [replace(true, confidence=0.99**request.frame.number * true.confidence) for true, request in pairs]
 
     add_weights(results, "keynet")
     monkeypatch.setattr("lib.study.methods.keypoint_source", lambda weights, device: fading)

@@ -35,7 +35,7 @@ def sequence_of(recording: Recording, protocol: str, occluder: slice) -> Labelle
 
 def worse_behind_the_occluder(request, true):
     """Off by (3, 4) pixels in frames 4 to 6, by 1 pixel elsewhere."""
-    off = torch.tensor([3.0, 4.0] if 4 <= request.frame < 7 else [0.0, 1.0])
+    off = torch.tensor([3.0, 4.0] if 4 <= request.frame.number < 7 else [0.0, 1.0])
     return replace(true, pixels=true.pixels + off)
 
 
@@ -71,8 +71,8 @@ class Stub(DetNet):
         self.recording = recording
 
     def forward(self, pictures):
-        looks, nothing = product(range(0, FRAMES, 6), range(4)), np.zeros((1, 1), np.uint8)
-        circles = [labelled_circles(self.recording, frame, camera, nothing) for frame, camera in looks]
+        frames = list(CachedRecording(self.recording).frames())[::6]
+        circles = [labelled_circles(frame, camera) for frame, camera in product(frames, range(4))]
         shape = torch.tensor(pictures.shape[2:]) * 4.0
         center = torch.stack([c.center_px for c in circles]) + 3.0 * torch.tensor([1.0, 0.0]) - shape.flip(0) / 2
         radius = torch.stack([c.radius_px for c in circles])

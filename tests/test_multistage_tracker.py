@@ -16,10 +16,11 @@ from lib.multistage.energy import FitWeights
 from lib.multistage.fit import FitResult, HandPose
 from lib.multistage.hand_crops import (
     CachedRecording,
-    cached_crops,
+    Frame,
     detected_crops,
     expected_crops,
     ground_truth_crops,
+    labelled_crops,
     take_pictures,
 )
 from lib.multistage.keypoints import KeyNet, KeyNetConfig, Keypoints, predict_keypoints
@@ -65,7 +66,16 @@ def noisy(deviation_px: float) -> KeypointSource:
 
 def blind_from(frame: int) -> KeypointSource:
     """A source that finds nothing from a frame on."""
-    return changed(lambda request, true: replace(true, confidence=true.confidence * (request.frame < frame)))
+    return changed(lambda request, true: replace(true, confidence=true.confidence * (request.frame.number < frame)))
+
+
+def first_frame(recording: Recording) -> Frame:
+    return next(CachedRecording(recording).frames())
+
+
+def of(recording: Recording, frame: Frame) -> Frame:
+    """A frame with the labels of a recording."""
+    return replace(frame, of=CachedRecording(recording))
 
 
 def errors_mm(tracks) -> np.ndarray:
@@ -116,8 +126,8 @@ def test_unlabelled_hands_are_tracked_with_own_crops(recording):
     """As labelled ones are, without a truth beside them; where the headset was lost none is."""
     labelled = MultistageTracker(labelled_keypoints, labelled_circles).track_known(recording, recording.hand_model)
     tracker = MultistageTracker(
-        lambda requests: labelled_keypoints([replace(request, recording=recording) for request in requests]),
-        lambda _, *seen: labelled_circles(recording, *seen),
+        lambda requests: labelled_keypoints([replace(asked, frame=of(recording, asked.frame)) for asked in requests]),
+        lambda frame, camera: labelled_circles(of(recording, frame), camera),
     )
     posed, nobody = torch.arange(FRAMES) != 3, torch.zeros_like(recording.labelled)
     tracks = tracker.track_known(replace(recording, labelled=nobody, posed=posed), recording.hand_model)
@@ -250,11 +260,12 @@ def test_a_lost_frame_costs_no_more_than_itself(recording, kind, frames):
     lost[3 : 3 + frames] = True
 
     def source(request: KeypointRequest, true: Keypoints) -> Keypoints:
-        return replace(true, confidence=true.confidence * bool(kind != "black picture" or not lost[request.frame]))
+        black = kind == "black picture" and lost[request.frame.number]
+        return replace(true, confidence=true.confidence * (not black))
 
-    def once(recording, frame, camera, picture) -> Circles:
-        circles = labelled_circles(recording, frame, camera, picture)
-        return replace(circles, presence=circles.presence * (frame <= 2))
+    def once(frame, camera) -> Circles:
+        circles = labelled_circles(frame, camera)
+        return replace(circles, presence=circles.presence * (frame.number <= 2))
 
     shown = replace(recording, posed=~lost) if kind == "no headset pose" else recording
     tracks = MultistageTracker(changed(source), once).track_known(shown, recording.hand_model)
@@ -273,14 +284,14 @@ def test_a_hand_missed_more_than_once_is_detected_anew(recording, monkeypatch, p
     monkeypatch.setattr("lib.multistage.tracker.MAX_MISSED", patience)
     asked, priors = [], []
 
-    def circles(recording, frame, camera, picture) -> Circles:
-        asked.append(frame)
-        return labelled_circles(recording, frame, camera, picture)
+    def circles(frame, camera) -> Circles:
+        asked.append(frame.number)
+        return labelled_circles(frame, camera)
 
     def source(request: KeypointRequest, true: Keypoints) -> Keypoints:
-        if request.frame == 5:
+        if request.frame.number == 5:
             priors.append(request.prior)
-        return replace(true, confidence=true.confidence * (request.frame not in (3, 4)))
+        return replace(true, confidence=true.confidence * (request.frame.number not in (3, 4)))
 
     tracks = MultistageTracker(changed(source), circles).track_known(recording, recording.hand_model)
     assert [frame for frame in asked if frame > 2] == [5]
@@ -293,14 +304,14 @@ def test_crops_of_expected_hands_come_from_the_views_that_see_most(recording):
     pose = HandPose(recording.joint_angles[0], for_hand(recording.world_from_wrist[0], hands))
     expected = Memory.empty().after(hands, fitted(pose, [True, True])).expectation()
     look, labelled = (
-        expected_crops(recording, 0, recording.hand_model, expected),
+        expected_crops(first_frame(recording), recording.hand_model, expected),
         ground_truth_crops(recording, 0, recording.hand_model),
     )
     assert look.views.tolist() == labelled.views.tolist() == [[False, True, True, False]] * 2
     torch.testing.assert_close(look.cropped.world_from_camera, labelled.cropped.world_from_camera)
     turned = homogeneous(pose.world_from_wrist[:, :3, :3], -pose.world_from_wrist[:, :3, 3])
     away = replace(expected, pose=HandPose(pose.joint_angles, turned))
-    assert len(expected_crops(recording, 0, recording.hand_model, away).hands) == 0
+    assert len(expected_crops(first_frame(recording), recording.hand_model, away).hands) == 0
 
 
 @pytest.mark.parametrize("confidence", [0.99, 1.01])
@@ -309,7 +320,7 @@ def test_doubtful_hands_are_lost_in_own_crops(recording, confidence):
     doubtful = 3
 
     def source(request: KeypointRequest, true: Keypoints) -> Keypoints:
-        less = torch.where(torch.tensor(request.frame == doubtful), confidence * MIN_CONFIDENCE, 1.0)
+        less = torch.where(torch.tensor(request.frame.number == doubtful), confidence * MIN_CONFIDENCE, 1.0)
         return replace(true, confidence=true.confidence * less)
 
     own = MultistageTracker(changed(source), labelled_circles).track_known(recording, recording.hand_model)
@@ -322,7 +333,7 @@ def test_doubtful_hands_are_lost_in_own_crops(recording, confidence):
 
 def test_a_detected_circle_fills_the_crop(recording):
     """The circle around the hand, a fifth larger, touches the crop's borders; its centre is the crop's centre."""
-    circles = labelled_circles(recording, 0, 1, np.zeros((48, 64), np.uint8))
+    circles = labelled_circles(first_frame(recording), 1)
     assert circles.presence.tolist() == [1.0, 1.0]
     look = detected_crops(recording.cameras(0), recording.mounting_angles, 1, circles, torch.arange(2))
     assert look.views.tolist() == [[False, True, False, False]] * 2
@@ -337,9 +348,8 @@ def test_a_detected_circle_fills_the_crop(recording):
 
 
 def test_absent_hands_are_not_cropped(recording):
-    def nobody(recording, frame, camera, picture) -> Circles:
-        assert picture.shape == (48, 64)
-        return replace(labelled_circles(recording, frame, camera, picture), presence=torch.tensor([0.2, 0.49]))
+    def nobody(frame, camera) -> Circles:
+        return replace(labelled_circles(frame, camera), presence=torch.tensor([0.2, 0.49]))
 
     tracks = MultistageTracker(labelled_keypoints, nobody).track_known(recording, recording.hand_model)
     assert not tracks.valid_tracking.any()
@@ -365,14 +375,14 @@ def test_the_benchmark_times_every_stage(recording):
 
 def test_cached_crops_are_those_of_the_recording(recording):
     source = CachedRecording.of(cached(recording), recording.path)
-    for frame, (images, crops) in enumerate(zip(recording.images(), source.pictures(), strict=True)):
-        kept, pictures = cached_crops(source, frame, crops)
-        look = ground_truth_crops(recording, frame, recording.hand_model)
+    for one, of_cache in zip(CachedRecording(recording).frames(), source.frames(), strict=True):
+        kept, pictures = labelled_crops(of_cache, recording.hand_model)
+        look = ground_truth_crops(recording, one.number, recording.hand_model)
         assert kept.hands.tolist() == look.hands.tolist()
         assert kept.views.tolist() == look.views.tolist()
         torch.testing.assert_close(kept.chosen().world_from_camera, look.chosen().world_from_camera, atol=1e-6, rtol=0)
         torch.testing.assert_close(kept.chosen().camera.focal_px, look.chosen().camera.focal_px, atol=1e-4, rtol=0)
-        assert (pictures - take_pictures(images, recording.cameras(frame), look)).abs().max() <= 1.01 / 255
+        assert (pictures - take_pictures(one.images, one.cameras, look)).abs().max() <= 1.01 / 255
 
 
 @pytest.mark.parametrize("with_video", [True, False])

@@ -339,7 +339,7 @@ def test_cameras_of_several_sizes(tiny, tmp_path, tiny_tracker, write):
     images = np.stack(list(recording.images()))
     assert np.abs(images.astype(int) - mixed.images).max() <= 1
     assert np.array_equal(next(recording.images(start=2)), images[2])
-    assert recording.view(images[0], 3).shape == (30, 40)
+    assert recording.camera.view(images[0], 3).shape == (30, 40)
     assert recording.camera.size_px.tolist() == [list(size) for size in SIZES]
     inside = recording.camera.contains(torch.tensor([45.0, 35.0], dtype=torch.float64))
     assert inside.tolist() == [True, True, True, False]

@@ -87,22 +87,54 @@ class CachedRecording:
         )
         return CachedRecording(recording, crops)
 
-    def pictures(self) -> Iterator[UInt8[np.ndarray, "..."]]:
-        """The views of every frame, or its cached crops."""
-        return self.recording.images() if self.crops is None else iter(self.crops.images)
+    def frames(self) -> Iterator[Frame]:
+        """Every frame, in order."""
+        recording = self.recording
+        pictures = recording.images() if self.crops is None else iter(self.crops.images)
+        for number, images in enumerate(pictures):
+            yield Frame(images, recording.cameras(number), recording.mounting_angles, number, self)
 
 
-def cached_crops(
-    cached: CachedRecording, frame: int, images: UInt8[np.ndarray, "2 2 size size"]
-) -> tuple[HandCrops, Pictures]:
+@dataclass(frozen=True)
+class Frame:
+    """What cameras show at one time, and where they are. Labels, if any, are those of the recording it is a frame of.
+
+    `images` are the views of all cameras, of a cached recording its crops; `of` is None in a stream.
+    """
+
+    images: UInt8[np.ndarray, "..."]
+    cameras: PosedCamera
+    mounting_angles: Float[Tensor, "cameras"]
+    number: int
+    of: CachedRecording | None = None
+
+    @property
+    def recording(self) -> Recording:
+        """The recording it is a frame of."""
+        return self.of.recording
+
+    def view(self, camera: int) -> UInt8[np.ndarray, "rows columns"]:
+        """The picture of one camera."""
+        return self.cameras.camera.view(self.images, camera)
+
+
+def labelled_crops(frame: Frame, model: HandModel) -> tuple[HandCrops, Pictures]:
+    """The crops of labelled hands and what they show, from the cache where there is one."""
+    if frame.of.crops is not None:
+        return cached_crops(frame)
+    crops = ground_truth_crops(frame.recording, frame.number, model)
+    return crops, take_pictures(frame.images, frame.cameras, crops)
+
+
+def cached_crops(frame: Frame) -> tuple[HandCrops, Pictures]:
     """The crops of a cache, each as a view of the camera it was taken from: of those at its centre, the most alike."""
-    crops, cameras = cached.crops, cached.recording.cameras(frame)
-    hand, slot = (np.arange(MAX_VIEWS) < crops.views[frame][:, None]).nonzero()
-    poses = torch.from_numpy(crops.world_from_crop[frame][hand, slot]).double()
-    difference = poses[:, None, :3, 2:] - cameras.world_from_camera[:, :3, 2:]
+    crops, number = frame.of.crops, frame.number
+    hand, slot = (np.arange(MAX_VIEWS) < crops.views[number][:, None]).nonzero()
+    poses = torch.from_numpy(crops.world_from_crop[number][hand, slot]).double()
+    difference = poses[:, None, :3, 2:] - frame.cameras.world_from_camera[:, :3, 2:]
     turned, away = torch.linalg.vector_norm(difference, dim=-2).unbind(-1)
     source = (away + _TURN_WEIGHT * turned).argmin(dim=1)
-    count = len(cached.recording.mounting_angles)
+    count = len(frame.mounting_angles)
     views = torch.zeros(HANDS, count, dtype=torch.bool)
     focal, world_from_crop = (
         torch.ones(HANDS, count).double(),
@@ -110,10 +142,10 @@ def cached_crops(
     )
     pictures = np.zeros((HANDS, count, CROP_SIZE, CROP_SIZE), np.uint8)
     views[hand, source] = True
-    focal[hand, source] = torch.from_numpy(crops.focal_px[frame][hand, slot]).double()
+    focal[hand, source] = torch.from_numpy(crops.focal_px[number][hand, slot]).double()
     world_from_crop[hand, source] = poses
     margin = (CACHE_SIZE - CROP_SIZE) // 2
-    pictures[hand, source] = images[hand, slot, margin:-margin, margin:-margin]
+    pictures[hand, source] = frame.images[hand, slot, margin:-margin, margin:-margin]
     hands = views.any(dim=1).nonzero()[:, 0]
     cropped = PosedCamera(Pinhole.create(CROP_SIZE, focal), world_from_crop)[hands]
     return HandCrops(hands, views[hands], cropped), _scaled(pictures[views.numpy()])
@@ -128,12 +160,12 @@ def ground_truth_crops(recording: Recording, frame: int, model: HandModel) -> Ha
     return HandCrops(*choose_crop_cameras(cameras, recording.mounting_angles, hands, min_views=1))
 
 
-def expected_crops(recording: Recording, frame: int, model: HandModel, expected: Expectation) -> HandCrops:
+def expected_crops(frame: Frame, model: HandModel, expected: Expectation) -> HandCrops:
     """Crops of hands where they are expected, from the two cameras that see most of their keypoints."""
     hands = expected.exists.nonzero()[:, 0]
-    cameras, pose = recording.cameras(frame), expected.pose[hands]
+    cameras, pose = frame.cameras, expected.pose[hands]
     points = crop_points(model, pose.joint_angles, pose.world_from_wrist)
-    crop, exists = crop_cameras(cameras, points, hands, recording.mounting_angles)
+    crop, exists = crop_cameras(cameras, points, hands, frame.mounting_angles)
     seen = cameras[None].sees(points[:, None, :NUM_LANDMARKS]).sum(dim=-1) * exists
     rank = seen.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     views = (rank < MAX_VIEWS) & (seen >= MIN_KEYPOINTS_SEEN)

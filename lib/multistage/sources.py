@@ -5,30 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lib.cameras import PosedCamera
 from lib.crop_cache import hand_circles
 from lib.hands import NUM_LANDMARKS
 from lib.multistage.detection import Circles, DetNet, detect
-from lib.multistage.hand_crops import Pictures
+from lib.multistage.hand_crops import Frame, Pictures
 from lib.multistage.keypoints import KeyNet, Keypoints, hand_scale, predict_keypoints, relative_distance
-from lib.recordings import Recording
 
-Picture = UInt8[np.ndarray, "height width"]
-Detector = Callable[[Recording, int, int, Picture], Circles]
-"""Recording, frame, camera and its picture, to the circles around both hands."""
+Detector = Callable[[Frame, int], Circles]
+"""A frame and the number of a camera, to the circles around both hands in its picture."""
 
 
 @dataclass(frozen=True)
 class KeypointRequest:
     """What a source of keypoints is asked: crops of a frame, and what `lib.multistage.keypoints` calls their prior."""
 
-    recording: Recording
-    frame: int
+    frame: Frame
     hand: Int[Tensor, "crops"]
     cameras: PosedCamera
     images: Pictures
@@ -71,7 +67,7 @@ def observed(
 def network_circles(network: DetNet, device: torch.device | str = "cpu") -> Detector:
     """The detection circles that a network predicts."""
     network = network.eval().to(device)
-    return lambda recording, frame, camera, picture: detect(network, picture)
+    return lambda frame, camera: detect(network, frame.view(camera))
 
 
 def labelled_keypoints(requests: Sequence[KeypointRequest]) -> list[Keypoints]:
@@ -80,16 +76,16 @@ def labelled_keypoints(requests: Sequence[KeypointRequest]) -> list[Keypoints]:
 
 
 def _labelled_keypoints(request: KeypointRequest) -> Keypoints:
-    posed, hand = request.recording.hands(request.frame), request.hand
+    posed, hand = request.frame.recording.hands(request.frame.number), request.hand
     landmarks = posed.landmarks()[hand]
     distance = relative_distance(request.cameras.to_camera(landmarks), hand_scale(posed.model))
     confidence = posed.exists[hand, None].expand(-1, NUM_LANDMARKS).double()
     return Keypoints(request.cameras.project(landmarks), distance, confidence)
 
 
-def labelled_circles(recording: Recording, frame: int, camera: int, picture: Picture) -> Circles:
+def labelled_circles(frame: Frame, camera: int) -> Circles:
     """The true circles in place of a detector's."""
-    hands = recording.hands(frame)
-    circles, _ = hand_circles(recording.cameras(frame)[[camera]], hands.landmarks())
+    hands = frame.recording.hands(frame.number)
+    circles, _ = hand_circles(frame.cameras[[camera]], hands.landmarks())
     presence = (circles[0, :, 2] > 0) & hands.exists
     return Circles(circles[0, :, :2], circles[0, :, 2], presence.double())

@@ -11,8 +11,8 @@ import itertools
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.spatial.transform import Rotation
@@ -29,11 +29,12 @@ from lib.multistage.energy import FitWeights
 from lib.multistage.fit import FIT_WEIGHTS, Expectation, FitResult, HandPose, Observation, fit_pose
 from lib.multistage.hand_crops import (
     CachedRecording,
+    Frame,
     HandCrops,
-    cached_crops,
+    Pictures,
     detected_crops,
     expected_crops,
-    ground_truth_crops,
+    labelled_crops,
     take_pictures,
 )
 from lib.multistage.keypoints import Keypoints, hand_scale, prior, relative_distance
@@ -121,13 +122,20 @@ class FrameFit:
     observation: Observation
     fitted: FitResult
 
+    def put_into(self, poses: HandPoses, frame: int) -> None:
+        """Write down the hands that were found, as sure as their keypoints in the mean."""
+        found = self.fitted.found
+        hands, pose, confidence = self.hands[found], self.fitted.pose[found], self.observation.mean_confidence()[found]
+        poses.put(frame, hands, pose.joint_angles, for_hand(pose.world_from_wrist, hands), confidence)
 
-TrackingRun = Generator[KeypointRequest, Keypoints, list[FrameFit]]
-"""A recording being tracked: it asks for the keypoints of a frame, is sent them, and returns its fits in the end."""
+
+_Result = TypeVar("_Result")
+Run = Generator[KeypointRequest, Keypoints, _Result]
+"""A frame or a recording being tracked: it asks for the keypoints of a frame, is sent them, and so on to its end."""
 
 
 class MultistageTracker:
-    """Runs the stages over recordings. Holds no state of its own between calls.
+    """Runs the stages over recordings, or over one frame. Holds no state of its own between calls.
 
     Without a `detector` the crops come from the labelled pose, as in the evaluation of the end-to-end tracker; with
     one, hands are detected while lost and cropped where they are expected afterwards. `stage` wraps each stage of a
@@ -142,6 +150,7 @@ class MultistageTracker:
         stage: Callable[[str], AbstractContextManager] = nullcontext,
     ):
         self.keypoints, self.detector, self.weights, self.stage = keypoints, detector, weights, stage
+        self.patience = 0 if detector is None else MAX_MISSED
 
     def track_known(self, recording: Recording, model: HandModel) -> Tracks:
         """Track with a known skeleton, `model`; valid where a hand was found, labelled or not."""
@@ -181,22 +190,18 @@ class MultistageTracker:
     def calibrate_all(self, recordings: Sequence[CachedRecording], generic: HandModel) -> list[float | None]:
         """`calibrate_scale` of many recordings, `SIDE_BY_SIDE` at a time; None where it would raise."""
         runs = [self._follow(one, generic, min(CALIBRATION_FRAMES, len(one.recording))) for one in recordings]
-        return [self._scale(generic, fits) for fits in self._together(runs)]
+        return [scale_of(generic, fits) for fits in self._together(runs)]
 
-    def _scale(self, generic: HandModel, fits: list[FrameFit]) -> float | None:
-        seen = [(fit.observation[fit.fitted.found], fit.fitted.pose[fit.fitted.found]) for fit in fits]
-        return fit_scale([observed for observed, _ in seen], generic, [pose for _, pose in seen])
-
-    def _together(self, runs: Sequence[TrackingRun]) -> list[list[FrameFit]]:
+    def _together(self, runs: Sequence[Run[list[FrameFit]]]) -> list[list[FrameFit]]:
         """Drive runs to their ends, some at a time."""
         parts = range(0, len(runs), SIDE_BY_SIDE)
         shown = parts if len(parts) == 1 else tqdm(parts, "tracking, multistage")
-        return [fits for first in shown for fits in self._side_by_side(runs[first : first + SIDE_BY_SIDE])]
+        return [fits for first in shown for fits in self.drive(runs[first : first + SIDE_BY_SIDE])]
 
     @torch.inference_mode()
-    def _side_by_side(self, runs: Sequence[TrackingRun]) -> list[list[FrameFit]]:
+    def drive(self, runs: Sequence[Run[_Result]]) -> list[_Result]:
         """Drive runs to their ends, putting the requests of all to the source of keypoints together."""
-        results: dict[int, list[FrameFit]] = {}
+        results: dict[int, _Result] = {}
         answers: dict[int, Keypoints | None] = dict.fromkeys(range(len(runs)))
         while answers:
             with self.stage("whole frame"):
@@ -211,56 +216,61 @@ class MultistageTracker:
                 answers = dict(zip(requests, replies, strict=True))
         return [results[index] for index in range(len(runs))]
 
-    def _follow(self, cached: CachedRecording, model: HandModel, frames: int) -> TrackingRun:
-        """Both hands through the first frames of a recording; yields a request wherever a hand is looked at."""
-        memory, fits = Memory.empty(), []
-        scale, patience = hand_scale(model), 0 if self.detector is None else MAX_MISSED
-        for images, frame in zip(cached.pictures(), range(frames), strict=False):
-            if cached.recording.posed is not None and not cached.recording.posed[frame]:
-                memory = memory.unseen(patience)
+    def _follow(self, cached: CachedRecording, model: HandModel, frames: int) -> Run[list[FrameFit]]:
+        """Both hands through the first frames of a recording."""
+        memory, posed, fits = Memory.empty(), cached.recording.posed, []
+        for frame, _ in zip(cached.frames(), range(frames), strict=False):
+            if posed is not None and not posed[frame.number]:
+                memory = memory.unseen(self.patience)
                 continue
-            cameras = cached.recording.cameras(frame)
-            with self.stage("crops"):
-                crops, pictures, expected = self._look(cached, frame, images, model, memory)
-            if not len(crops.hands):
-                memory = memory.unseen(patience)
-                continue
-            hand, cropped = crops.hands[crops.views.nonzero(as_tuple=True)[0]], crops.chosen()
-            priors = _prior(cropped, expected[hand], model, scale)
-            keypoints = yield KeypointRequest(cached.recording, frame, hand, cropped, pictures, priors)
-            with self.stage("fit"):
-                observation = _in_pictures(keypoints, crops, cameras, scale)
-                fitted = fit_pose(observation, model, crops.hands, expected[crops.hands], self.weights)
-                if self.detector is not None:
-                    fitted = replace(fitted, found=fitted.found & (observation.mean_confidence() >= MIN_CONFIDENCE))
-            memory = memory.after(crops.hands, fitted, patience)
-            fits.append(FrameFit(frame, crops.hands, observation, fitted))
+            memory, fit = yield from self.in_frame(frame, model, memory)
+            if fit is not None:
+                fits.append(fit)
         return fits
 
-    def _look(
-        self, cached: CachedRecording, frame: int, images: np.ndarray, model: HandModel, memory: Memory
-    ) -> tuple[HandCrops, Tensor, Expectation]:
-        """What is looked at, its crops, and where hands are expected: a hand that is detected is not."""
-        expected, recording = memory.expectation(), cached.recording
-        if cached.crops is not None:
-            return *cached_crops(cached, frame, images), expected
-        if self.detector is None:
-            crops = ground_truth_crops(recording, frame, model)
-        elif (sought := ~memory.known | (memory.missed > 1)).any():
-            detected = self._detect(recording, frame, images, sought)
-            expected = replace(expected, exists=expected.exists.index_fill(0, detected.hands, False))
-            crops = expected_crops(recording, frame, model, expected).joined(detected)
-        else:
-            crops = expected_crops(recording, frame, model, expected)
-        return crops, take_pictures(images, recording.cameras(frame), crops), expected
+    def in_frame(self, frame: Frame, model: HandModel, memory: Memory) -> Run[tuple[Memory, FrameFit | None]]:
+        """Both hands in a frame, and the memory after it; asks at most once, and not where no hand is looked at."""
+        with self.stage("crops"):
+            crops, pictures, expected = self._look(frame, model, memory)
+        if not len(crops.hands):
+            return memory.unseen(self.patience), None
+        hand, cropped = crops.hands[crops.views.nonzero(as_tuple=True)[0]], crops.chosen()
+        scale = hand_scale(model)
+        keypoints = yield KeypointRequest(frame, hand, cropped, pictures, _prior(cropped, expected[hand], model, scale))
+        with self.stage("fit"):
+            observation = _in_pictures(keypoints, crops, frame.cameras, scale)
+            fitted = fit_pose(observation, model, crops.hands, expected[crops.hands], self.weights)
+            if self.detector is not None:
+                fitted = replace(fitted, found=fitted.found & (observation.mean_confidence() >= MIN_CONFIDENCE))
+        fit = FrameFit(frame.number, crops.hands, observation, fitted)
+        return memory.after(crops.hands, fitted, self.patience), fit
 
-    def _detect(self, recording: Recording, frame: int, images: np.ndarray, sought: Bool[Tensor, "2"]) -> HandCrops:
+    def _look(self, frame: Frame, model: HandModel, memory: Memory) -> tuple[HandCrops, Pictures, Expectation]:
+        """What is looked at, its crops, and where hands are expected: a hand that is detected is not."""
+        expected = memory.expectation()
+        if self.detector is None:
+            return *labelled_crops(frame, model), expected
+        if (sought := ~memory.known | (memory.missed > 1)).any():
+            detected = self._detect(frame, sought)
+            expected = replace(expected, exists=expected.exists.index_fill(0, detected.hands, False))
+            crops = expected_crops(frame, model, expected).joined(detected)
+        else:
+            crops = expected_crops(frame, model, expected)
+        return crops, take_pictures(frame.images, frame.cameras, crops), expected
+
+    def _detect(self, frame: Frame, sought: Bool[Tensor, "2"]) -> HandCrops:
         """The hands sought that the detector finds in one camera, another one in each frame."""
-        camera = frame % len(images)
+        camera = frame.number % len(frame.images)
         with self.stage("detector"):
-            circles = self.detector(recording, frame, camera, recording.view(images, camera))
+            circles = self.detector(frame, camera)
         hands = (sought & (circles.presence > PRESENCE_THRESHOLD)).nonzero()[:, 0]
-        return detected_crops(recording.cameras(frame), recording.mounting_angles, camera, circles, hands)
+        return detected_crops(frame.cameras, frame.mounting_angles, camera, circles, hands)
+
+
+def scale_of(generic: HandModel, fits: Sequence[FrameFit]) -> float | None:
+    """The scale of the generic hand that explains what was seen in some frames; None if no hand was, by two cameras."""
+    seen = [(fit.observation[fit.fitted.found], fit.fitted.pose[fit.fitted.found]) for fit in fits]
+    return fit_scale([observed for observed, _ in seen], generic, [pose for _, pose in seen])
 
 
 def _prior(
@@ -289,7 +299,5 @@ def _in_pictures(keypoints: Keypoints, crops: HandCrops, cameras: PosedCamera, s
 def _tracks(recording: Recording, model: HandModel, fits: Sequence[FrameFit]) -> Tracks:
     poses = HandPoses.untracked(model, len(recording))
     for fit in fits:
-        found = fit.fitted.found
-        hands, pose, confidence = fit.hands[found], fit.fitted.pose[found], fit.observation.mean_confidence()[found]
-        poses.put(fit.frame, hands, pose.joint_angles, for_hand(pose.world_from_wrist, hands), confidence)
+        fit.put_into(poses, fit.frame)
     return Tracks.of_poses(poses, true_keypoints(recording))

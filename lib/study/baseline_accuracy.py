@@ -64,10 +64,10 @@ def track_with_errors(
     errors, occlusion, occluder = [], [], []
 
     def compare(request: KeypointRequest, seen: Keypoints, true: Keypoints) -> None:
-        sequence, crops = sequence_of[id(request.recording)], len(request.hand)
+        sequence, crops = sequence_of[id(request.frame.recording)], len(request.hand)
         errors.append((seen.pixels - true.pixels).norm(dim=-1))
         occlusion.extend(crops * [sequence.protocol == "occlusion"])
-        occluder.extend(crops * [bool(sequence.occluder[request.frame])])
+        occluder.extend(crops * [bool(sequence.occluder[request.frame.number])])
 
     tracker = MultistageTracker(observed(source, compare))
     tracks = tracker.track_all(recordings, [one.recording.hand_model for one in recordings])

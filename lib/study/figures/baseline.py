@@ -68,8 +68,8 @@ def _seen(
 
     def remember(request: KeypointRequest, seen: Keypoints, true: Keypoints) -> None:
         crops = (request.hand == hand).nonzero()[:, 0].tolist()
-        if request.frame in frames and crops:
-            pictures[request.frame] = request.images[crops[0], 0], true.pixels[crops[0]], seen.pixels[crops[0]]
+        if request.frame.number in frames and crops:
+            pictures[request.frame.number] = request.images[crops[0], 0], true.pixels[crops[0]], seen.pixels[crops[0]]
 
     cached = CachedRecording.of(sequence.crops, sequence.video)
     MultistageTracker(observed(source, remember)).track_all([cached], [cached.recording.hand_model])
