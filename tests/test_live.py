@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from lib.crop_cache import hand_circles
 from lib.errors import InputError
 from lib.hands import HandModel, PosedHands, for_hand
 from lib.live.confidence import SIGNS, Confidence
+from lib.live.hands import PINCH_BEGINS, PINCH_ENDS, LiveHands
 from lib.live.recordings import StreamTracker
-from lib.live.tracker import FOLLOWED, PINCH_BEGINS, PINCH_ENDS, TRUSTED, LiveHands, LiveState, LiveTracker
+from lib.live.tracker import FOLLOWED, TRUSTED, LiveState, LiveTracker
 from lib.multistage.detection import Circles
 from lib.network import FEATURE_CHANNELS, HandPrediction, UmeTrack
 from lib.recordings import read_recording
@@ -284,11 +286,15 @@ def world_of(recording) -> World:
     return world
 
 
+def stream_tracker(world: World) -> StreamTracker:
+    return StreamTracker(partial(LiveTracker, world, world.detect, SURE))
+
+
 def test_a_recording_is_tracked_without_its_labels(recording):
     """Step by step and as a whole the same."""
     world = world_of(recording)
     nobody = replace(recording, labelled=torch.zeros_like(recording.labelled))
-    tracks = StreamTracker(world, world.detect, SURE).track_known(nobody, recording.hand_model)
+    tracks = stream_tracker(world).track_known(nobody, recording.hand_model)
     assert tracks.valid_tracking[:, 1:].all()
     assert not tracks.evaluated.any()
     np.testing.assert_allclose(tracks.tracked_keypoints[:, 1:], true_keypoints(recording)[:, 1:], atol=0.1)
@@ -305,13 +311,13 @@ def test_frames_without_a_headset_pose_start_anew(recording):
     world = world_of(recording)
     posed = torch.ones(10, dtype=torch.bool)
     posed[4] = False
-    tracks = StreamTracker(world, world.detect, SURE).track_known(replace(recording, posed=posed), recording.hand_model)
+    tracks = stream_tracker(world).track_known(replace(recording, posed=posed), recording.hand_model)
     assert tracks.valid_tracking[0].tolist() == [False, True, True, True, False, False, True, True, True, True]
 
 
 def test_a_calibrated_hand_is_what_the_tracks_hold(recording):
     world = world_of(recording)
-    tracks = StreamTracker(world, world.detect, SURE).track_unknown(recording, recording.hand_model.scaled(1 / 1.1), 6)
+    tracks = stream_tracker(world).track_unknown(recording, recording.hand_model.scaled(1 / 1.1), 6)
     assert tracks.scale == pytest.approx(1.1)
     reach = [m.landmark_rest_positions.norm(dim=-1).max() for m in (tracks.poses.model, recording.hand_model)]
     assert float(reach[0]) == pytest.approx(float(reach[1]), rel=1e-4)

@@ -21,6 +21,7 @@ from lib.formats.hand_files import read_hand
 from lib.formats.tracked_files import FORMATS, write_tracks
 from lib.live.confidence import confidence_path, read_confidence
 from lib.live.recordings import StreamTracker
+from lib.live.tracker import LiveTracker
 from lib.metrics import auc, mpjpa, mpjpe, pck
 from lib.multistage.detection import detect
 from lib.multistage.networks import detector, detnet, keypoint_source
@@ -122,7 +123,8 @@ class Method:
         """A new tracker. Raises InputError if weights are missing."""
         if self.name == "umetrack" and self.crops == "own":
             sees = partial(detect, detnet(self._detector(), self.device))
-            return StreamTracker(load_network(self.weights), sees, read_confidence(self.weights), self.device)
+            parts = load_network(self.weights), sees, read_confidence(self.weights)
+            return StreamTracker(partial(LiveTracker, *parts, device=self.device))
         if self.name == "umetrack":
             return Tracker(load_network(self.weights), self.device)
         detects = detector(self._detector(), self.device) if self.crops == "own" else None

@@ -1,45 +1,44 @@
-"""Recordings tracked as a stream: frame by frame by the live tracker, without their labels."""
+"""Recordings tracked as a stream: frame by frame by a live tracker, without their labels."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
 from lib.files import MM
 from lib.hands import HANDS, HandModel, HandPoses
-from lib.live.confidence import Confidence
-from lib.live.tracker import Detect, LiveTracker
-from lib.network import UmeTrack
+from lib.live.multistage import LiveMultistageTracker
+from lib.live.tracker import LiveTracker
 from lib.recordings import Recording
-from lib.tracking import CALIBRATION_SAMPLES, Tracks, true_keypoints
+from lib.tracking import Tracks, true_keypoints
+
+LiveTrackerOf = Callable[..., LiveTracker | LiveMultistageTracker]
+"""Makes a live tracker, of mounting angles and a hand_model, or a generic hand and how it is calibrated."""
 
 
 class StreamTracker:
-    """Tracks recordings with crops of its own. Holds no state between calls."""
+    """Tracks recordings with crops of its own, by a live tracker for each. Holds no state between calls."""
 
-    def __init__(self, network: UmeTrack, detect: Detect, confidence: Confidence, device: torch.device | str = "cpu"):
-        self.network, self.detect, self.confidence, self.device = network, detect, confidence, device
+    def __init__(self, make: LiveTrackerOf):
+        self.make = make
 
     def track_known(self, recording: Recording, model: HandModel) -> Tracks:
         """Track with a known skeleton."""
-        return self._track(recording, self._tracker(recording, hand_model=model))
+        return self._track(recording, self.make(recording.mounting_angles, hand_model=model))
 
-    def track_unknown(self, recording: Recording, generic: HandModel, samples: int = CALIBRATION_SAMPLES) -> Tracks:
-        """Track while the scale of the generic hand is found, without a second pass."""
-        return self._track(recording, self._tracker(recording, generic=generic, samples=samples))
+    def track_unknown(self, recording: Recording, generic: HandModel, *samples: int) -> Tracks:
+        """Track while the scale of the generic hand is found, without a second pass; `samples` are `LiveTracker`'s."""
+        return self._track(recording, self.make(recording.mounting_angles, None, generic, *samples))
 
-    def _tracker(self, recording: Recording, **model) -> LiveTracker:
-        angles = recording.mounting_angles
-        return LiveTracker(self.network, self.detect, self.confidence, angles, device=self.device, **model)
-
-    def _track(self, recording: Recording, tracker: LiveTracker) -> Tracks:
-        """Where the headset has no pose, nothing is followed."""
+    def _track(self, recording: Recording, tracker: LiveTracker | LiveMultistageTracker) -> Tracks:
+        """Frames in which the headset has no pose are skipped."""
         state, everyone = tracker.start(), torch.arange(HANDS)
         poses, landmarks = HandPoses.untracked(tracker.model(state), len(recording)), []
         for frame, images in enumerate(recording.images()):
             if recording.posed is not None and not recording.posed[frame]:
-                state = tracker.start()
+                state = tracker.skip(state)
                 landmarks.append(torch.zeros(HANDS, 21, 3).double())
                 continue
             time = frame / recording.frames_per_second

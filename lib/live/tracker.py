@@ -9,30 +9,27 @@ to others (§3.3 takes crops for granted); all of this is ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lib.cameras import PosedCamera
 from lib.crops import Crops, take_crops
-from lib.errors import InputError
-from lib.hands import HANDS, INDEX_TIP, THUMB_TIP, HandModel, PosedHands, for_hand
+from lib.hands import HANDS, HandModel, PosedHands, for_hand
 from lib.live.confidence import Confidence, signs
 from lib.live.crops import PreparedHand, crop_hands
-from lib.multistage.detection import PRESENCE_THRESHOLD, Circles
+from lib.live.hands import Detect, LiveHands, check_frame, pinching
+from lib.multistage.detection import PRESENCE_THRESHOLD
 from lib.multistage.fit import HandPose
 from lib.multistage.hand_crops import detected_crops
 from lib.multistage.tracker import Memory
 from lib.network import TemporalState, UmeTrack
 from lib.tracking import CALIBRATION_SAMPLES, advance, prepare_for_inference
 
-Detect = Callable[[UInt8[np.ndarray, "height width"]], Circles]
-"""Where a detector sees either hand in one picture."""
 TRUSTED, FOLLOWED, BEGINS = 2.2, -2.0, 0.0
 """Logarithms of the odds that a hand is right: above which it is tracked; above which it is still followed, though not
 reported, and sought where the detector sees it; and above which a hand that is begun there is followed."""
@@ -42,24 +39,6 @@ MAX_JUMP = 0.2
 """How far a hand may be from where it is expected, in the mean of its landmarks (m)."""
 SAME_PLACE = 0.03
 """Two hands whose landmarks are nearer than this, in the mean, are one (m)."""
-PINCH_BEGINS, PINCH_ENDS = 0.0155, 0.022
-"""Distances of the tips of thumb and index finger (m). The first is the threshold tuned on validation users."""
-
-
-@dataclass(frozen=True)
-class LiveHands:
-    """Both hands in a frame, left first; poses mean nothing where a hand is not `tracked`.
-
-    `confidence` is how likely a hand is within `confidence.CLOSE_M` of the truth. `world_from_wrist` is stored
-    unmirrored (`hands.for_hand`). Metres, radians.
-    """
-
-    tracked: Bool[Tensor, "2"]
-    confidence: Float[Tensor, "2"]
-    joint_angles: Float[Tensor, "2 22"]
-    world_from_wrist: Float[Tensor, "2 4 4"]
-    landmarks: Float[Tensor, "2 21 3"]
-    pinching: Bool[Tensor, "2"]
 
 
 @dataclass(frozen=True)
@@ -160,7 +139,7 @@ class LiveTracker:
         Raises InputError for pictures of another size, type or number than the cameras, for cameras without a pose, and
         for a `time` (s) that is not after that of the frame before.
         """
-        self._check(images, cameras, time, state)
+        check_frame(images, cameras, len(self.mounting_angles), time, state.time)
         hand, memory = self._hand(self.scale(state)), state.memory
         expected = memory.expectation().pose
         seen = self._see(images, cameras, hand, expected, memory.known, state.temporal)
@@ -170,13 +149,17 @@ class LiveTracker:
             seen = seen.exchanged(begun, sought & (begun.logit > seen.logit.clamp(min=BEGINS)))
         followed = _one_hand_each(seen.logit > FOLLOWED, seen)
         tracked = followed & (seen.logit > TRUSTED)
-        pinching = _pinching(seen.landmarks, state.pinching & tracked) & tracked
         confidence = torch.where(followed, seen.logit.sigmoid(), 0.0)
         posed = seen.hands.joint_angles, seen.hands.world_from_wrist
-        hands = LiveHands(tracked, confidence, *posed, seen.landmarks, pinching)
+        pinches = pinching(seen.landmarks, tracked, state.pinching)
+        hands = LiveHands(tracked, confidence, *posed, seen.landmarks, pinches)
         scales = (state.scales + seen.scales)[: self.samples]
-        after = replace(state, temporal=seen.temporal, pinching=pinching, scales=scales)
+        after = replace(state, temporal=seen.temporal, pinching=pinches, scales=scales)
         return hands, self._after(after, _pose(seen.hands), followed, time)
+
+    def skip(self, state: LiveState) -> LiveState:
+        """The state after a frame in which the headset has no pose: nothing is known any more."""
+        return self.start()
 
     def _see(
         self,
@@ -197,18 +180,6 @@ class LiveTracker:
         """The hands that a camera sees, and their crops."""
         return crop_hands(images, cameras, self.mounting_angles, posed, hand.prepared)
 
-    def _check(self, images: np.ndarray, cameras: PosedCamera, time: float, state: LiveState) -> None:
-        shape = (len(self.mounting_angles), cameras.camera.height, cameras.camera.width)
-        if images.shape != shape or images.dtype != np.uint8 or len(cameras.world_from_camera) != shape[0]:
-            raise InputError(
-                f"pictures of shape {images.shape}, {images.dtype}, by {len(cameras.world_from_camera)} cameras: "
-                f"expected {shape} of uint8, as cameras and mounting angles say"
-            )
-        if not cameras.world_from_camera.isfinite().all():
-            raise InputError("a camera's pose is not finite: leave out frames in which the headset is not tracked")
-        if not math.isfinite(time) or (state.time is not None and time <= state.time):
-            raise InputError(f"a frame at {time} s after one at {state.time} s: expected a later one")
-
     def _begin(
         self,
         images: np.ndarray,
@@ -219,8 +190,7 @@ class LiveTracker:
     ) -> _Seen:
         """The hands sought as they begin where the detector sees them, in one camera."""
         camera, unknown = state.frame % len(images), TemporalState.untracked(HANDS, self.device)
-        columns, rows = cameras.camera.size_px[camera].int().tolist()
-        circles = self.detect(images[camera, :rows, :columns])
+        circles = self.detect(cameras.camera.view(images, camera))
         found = (sought & (circles.presence > PRESENCE_THRESHOLD)).nonzero()[:, 0]
         detected = detected_crops(cameras, self.mounting_angles, camera, circles, found)
         crops = take_crops(images, cameras, detected.hands, detected.views, detected.cropped)
@@ -314,8 +284,3 @@ def _one_hand_each(tracked: Bool[Tensor, "2"], seen: _Seen) -> Bool[Tensor, "2"]
     if not tracked.all() or apart > SAME_PLACE:
         return tracked
     return torch.arange(HANDS) == seen.logit.argmax()
-
-
-def _pinching(landmarks: Float[Tensor, "2 21 3"], before: Bool[Tensor, "2"]) -> Bool[Tensor, "2"]:
-    distance = (landmarks[:, THUMB_TIP] - landmarks[:, INDEX_TIP]).norm(dim=-1)
-    return distance < torch.where(before, PINCH_ENDS, PINCH_BEGINS)

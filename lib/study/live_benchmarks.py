@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from lib.crops import make_crops
 from lib.live.confidence import Confidence
-from lib.live.tracker import Detect, LiveHands, LiveTracker
+from lib.live.hands import Detect, LiveHands
+from lib.live.tracker import LiveTracker
 from lib.network import UmeTrack
 from lib.recordings import Recording
 from lib.study.benchmarks import Stopwatch, own_memory_mb, timing_summary
