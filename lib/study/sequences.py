@@ -98,25 +98,32 @@ def keep_test_crops(folder: Path, workers: int) -> None:
     in_processes(jobs, workers, "crops of the test split", "sequence")
 
 
-def _loads(folder: Path, split: EvaluatedSplit) -> list[Callable[[], LabelledSequence]]:
-    """What loads each sequence of a split."""
+def named_sequences(folder: Path, split: EvaluatedSplit) -> list[tuple[SequenceName, Path]]:
+    """The sequences of a split, by protocol, user and recording: names, and paths without suffix. Raises InputError."""
     index = read_index(folder, "train" if split == "validation" else split)
     if split == "validation":
-        load, (_, stems) = _load_validation, split_users(folder, training_files(folder, "crops"))
+        _, stems = split_users(folder, training_files(folder, "crops"))
     else:
-        load, stems = _load_test, sorted({(folder / path).with_suffix("") for path in index["sha256"]})
+        stems = sorted({(folder / path).with_suffix("") for path in index["sha256"]})
     motions = {(s["user"], s["index"]): s["protocol"] for s in index["sequences"]}
-    kept = folder / "test_crops" / f"{index['fingerprint']}-{CROPS_VERSION}"
-    loads = []
+    sequences = []
     for stem in stems:
         name = RecordingName.of(stem)
         motion = motions[int(name.user.removeprefix("user_")), int(name.recording.removeprefix("recording_"))]
-        about = SequenceName(f"{name.protocol}/{name.user}/{name.recording}", motion)
-        loads.append(partial(load, about, stem, kept))
-    return loads
+        sequences.append((SequenceName(f"{name.protocol}/{name.user}/{name.recording}", motion), stem))
+    return sequences
 
 
-def _load_validation(about: SequenceName, path: Path, kept: Path) -> LabelledSequence:
+def _loads(folder: Path, split: EvaluatedSplit) -> list[Callable[[], LabelledSequence]]:
+    """What loads each sequence of a split."""
+    sequences = named_sequences(folder, split)
+    if split == "validation":
+        return [partial(_load_validation, about, stem) for about, stem in sequences]
+    kept = folder / "test_crops" / f"{split_fingerprint(folder, split)}-{CROPS_VERSION}"
+    return [partial(_load_test, about, stem, kept) for about, stem in sequences]
+
+
+def _load_validation(about: SequenceName, path: Path) -> LabelledSequence:
     crops = CropSequence.load(path)
     none = np.zeros((len(crops), HANDS), bool)
     return LabelledSequence(about.name, about.motion, crops, near_miss=none, occluder=none[:, 0])

@@ -10,11 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from lib.metrics import landmark_accelerations, landmark_errors
 
 DRAWS, SEED, CONFIDENCE = 2000, 0, 0.95
+
+
+def drawn(sequences: int) -> Int[np.ndarray, "draws sequences"]:
+    """Which sequences each bootstrap draw holds."""
+    return np.random.default_rng(SEED).integers(sequences, size=(DRAWS, sequences))
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,7 @@ class Pooled:
 
     def resampled(self) -> Float[np.ndarray, "draws"]:
         """The mean of each bootstrap draw: equally many sequences always give the same draws, so that methods pair."""
-        sequences = len(self.sums)
-        chosen = np.random.default_rng(SEED).integers(sequences, size=(DRAWS, sequences))
+        chosen = drawn(len(self.sums))
         sums, counts = self.sums[chosen].sum(axis=1), self.counts[chosen].sum(axis=1)
         return np.divide(sums, counts, out=np.full(DRAWS, np.nan), where=counts > 0)
 
