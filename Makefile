@@ -143,7 +143,8 @@ endif
 .PHONY: train
 train: $(INSTALLED) $(if $(DATA),$(TRAINING_DATA)) ## train every experiment, or go on with it; MINUTES=10, DATA=path
 	@$(MAKE) $$($(PYTHON) -m lib experiments --profile $(PROFILE) | sed 's|.*|$(RESULTS)/checkpoints/&.safetensors|')
-	[ ! -f $(TRAINING_DATA) ] || [ -n "$(DATA)" ] || $(PYTHON) -m lib tune --profile $(PROFILE)
+	[ ! -f $(TRAINING_DATA) ] || [ -n "$(DATA)" ] || { $(PYTHON) -m lib tune --profile $(PROFILE) && \
+		$(PYTHON) -m lib fit-confidence --profile $(PROFILE) --weights $(RESULTS)/checkpoints/full_temporal_loss.safetensors; }
 
 # The data is asked for here, not as a prerequisite: weights that are there need none.
 $(RESULTS)/checkpoints/%.safetensors:

@@ -16,7 +16,7 @@ from scipy.stats import CensoredData, ecdf
 from lib.files import MM
 from lib.recordings import read_recording
 from lib.study import live_runs, live_tracking
-from lib.study.figures.live import conditions_figure, most_missed, stream_figure
+from lib.study.figures.live import conditions_figure, most_missed, reliability_figure, stream_figure
 from lib.study.live_conditions import AS_RENDERED, BLACKOUT, CONDITIONS, sped_up, stream_of
 from lib.study.live_metrics import (
     METRICS,
@@ -25,6 +25,7 @@ from lib.study.live_metrics import (
     losses,
     measure_live,
     quantile_of_waits,
+    reliability_table,
     swapped,
     waits,
 )  # fmt: skip
@@ -77,7 +78,7 @@ def test_waits(found, visible, expected):
 
 def test_losses_are_of_hands_in_view():
     assert losses(steps("1101001"), steps("1111111")) == 2
-    assert losses(steps("1101001"), steps("1101011")) == 1
+    assert losses(steps("1101001"), steps("1101111")) == 1
     assert losses(steps("0001111"), steps("1111111")) == 0
 
 
@@ -106,7 +107,7 @@ def a_run(found: str = "0" * 2 + "1" * 58, error_mm: float = 3.0, about: Sequenc
     true[1, ..., 0], true[..., 1] = 300.0, np.arange(21)
     tracked, everywhere = np.stack((steps(found), np.ones(frames, bool))), np.ones((2, frames), bool)
     keypoints = np.where(tracked[..., None, None], true + np.float32([0, 0, error_mm]), 0)
-    arrays = (keypoints, true, tracked, everywhere, everywhere, everywhere[0], np.arange(frames))
+    arrays = (keypoints, true, 0.95 * tracked, tracked, everywhere, everywhere, everywhere[0], np.arange(frames))
     return replace(LiveRun(about.name, about.motion, *arrays), **changes)
 
 
@@ -309,3 +310,19 @@ def test_a_stream_is_drawn():
     np.testing.assert_allclose(truth.get_ydata(), 2.0)
     assert np.isnan(own.get_ydata()).sum() == len(marks.get_xdata()) == 20
     np.testing.assert_allclose(own.get_ydata()[20:], 3.0)
+
+
+def test_confidence_is_compared_with_what_is_right():
+    """Of four seconds of two hands half are followed with 0.5, half of those are right."""
+    run = a_run("0" * 30 + "1" * 30)
+    confidence = np.where(run.tracked, 0.5, 0.97)
+    wrong = run.tracked_keypoints + np.where(np.arange(60) % 2, 0, 41)[None, :, None, None].astype(np.float32)
+    table = reliability_table([replace(run, confidence=confidence, tracked_keypoints=wrong)])
+    rows = table.set_index("from").dropna(subset="right_percent")
+    assert rows.hands.tolist() == [90, 30]
+    assert rows.confidence_percent.tolist() == pytest.approx([50, 97])
+    assert rows.right_percent[0.4] == pytest.approx(50)
+    assert rows.right_percent[0.95] == 0, "no keypoints, no hand"
+    figure = reliability_figure(table)
+    dots = figure.axes[0].get_lines()[1]
+    np.testing.assert_allclose(dots.get_xydata(), [[50, 50], [97, 0]])

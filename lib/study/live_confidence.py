@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lib.checkpoints import load_network
 from lib.errors import InputError
-from lib.files import sha256_of
+from lib.files import read_json, sha256_of
 from lib.hands import HANDS, HandModel, PosedHands, for_hand
 from lib.live.confidence import CLOSE_M, Confidence, confidence_path, signs
 from lib.live.crops import PreparedHand, crop_hands
@@ -44,9 +44,13 @@ _FRAMES, _SPREAD, _TO_OTHER = 25.0, 0.8, 1.4
 def fit_confidence(weights: Path, profile: str, data_folder: Path, workers: int) -> Path:
     """Fit the confidence of a network, on the recordings of validation users, which are rendered if they are missing.
 
-    Writes it beside the weights (`confidence_path`), with what it is made from. Raises InputError if weights are none.
+    Writes it beside the weights (`confidence_path`), with what it is made from; what is there of the same weights is
+    kept. Raises InputError if weights are none.
     """
     load_network(weights)
+    path = confidence_path(weights)
+    if path.is_file() and read_json(path).get("network_sha256") == sha256_of(weights):
+        return path
     folder = data_folder / "validation"
     keys = validation_keys(profile)
     write_sequences(keys, folder, workers, "rendering validation users")
@@ -58,7 +62,6 @@ def fit_confidence(weights: Path, profile: str, data_folder: Path, workers: int)
         "network_sha256": sha256_of(weights), "hands": len(seen), "right": int((error < CLOSE_M).sum()),
         "users": sorted({key.user for key in keys}), "seed": SEED, "commit": commit(),
     }  # fmt: skip
-    path = confidence_path(weights)
     Confidence.fit(seen, error < CLOSE_M).save(path, about)
     return path
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float
 
+from lib.files import MM
+from lib.live.confidence import CLOSE_M
 from lib.metrics import landmark_errors
 from lib.recordings import FRAMES_PER_SECOND
 from lib.study.live_runs import LiveRun
 from lib.study.predictions import Predictions, TrackedSequence
 from lib.study.statistics import CONFIDENCE, Interval, Pooled, combined, drawn, error_of, interval, jitter_of
 
+CONFIDENCE_BINS = 0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99, 1.0 + 1e-9
 FAR_MM = 60.0
 """What is tracked with a larger error is not the hand: it is not found."""
 
@@ -99,6 +103,28 @@ def swapped(run: LiveRun) -> Bool[np.ndarray, "2 frames"]:
         for true in (run.gt_keypoints, run.gt_keypoints[::-1])
     )
     return run.tracked & run.present.all(axis=0) & (other < own)
+
+
+def reliability_table(runs: Sequence[LiveRun]) -> pd.DataFrame:
+    """Of the hands that are followed, how many are right, beside how likely they are said to be.
+
+    A hand is right if it is there, within `CLOSE_M`. Columns: from, to (of the confidence), hands, confidence_percent
+    (their mean), right_percent, low, high (95 % bootstrap interval over recordings).
+    """
+    rows = []
+    for low, high in pairwise(CONFIDENCE_BINS):
+        chosen = [(run.confidence > 0) & (low <= run.confidence) & (run.confidence < high) for run in runs]
+        said = interval(Pooled.of([100.0 * run.confidence[some] for run, some in zip(runs, chosen, strict=True)]))
+        right = interval(Pooled.of([100.0 * _right(run)[some] for run, some in zip(runs, chosen, strict=True)]))
+        about = {"from": low, "to": min(high, 1.0), "hands": sum(int(some.sum()) for some in chosen)}
+        about |= {"confidence_percent": said.value, "right_percent": right.value}
+        rows.append(about | {"low": right.low, "high": right.high})
+    return pd.DataFrame(rows)
+
+
+def _right(run: LiveRun) -> Bool[np.ndarray, "2 frames"]:
+    error = landmark_errors(run.tracked_keypoints, run.gt_keypoints).mean(axis=-1)
+    return run.present & (error < CLOSE_M * MM)
 
 
 def quantile_of_waits(waited: Sequence[Sequence[Wait]], share: float) -> Interval:

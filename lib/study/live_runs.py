@@ -20,7 +20,9 @@ from lib.cores import available_cores
 from lib.crops import sees_hand
 from lib.errors import InputError
 from lib.files import BROKEN_ARRAYS, MM, load_arrays, save_arrays, sha256_of
-from lib.live.tracker import Detect, LiveHands, LiveTracker
+from lib.live.confidence import Confidence, confidence_path, read_confidence
+from lib.live.hands import Detect, LiveHands
+from lib.live.tracker import LiveTracker
 from lib.machines import commit, in_processes
 from lib.multistage.detection import detect
 from lib.multistage.networks import detnet
@@ -64,30 +66,35 @@ class LiveMethod:
 
 def live_methods(profile: str) -> list[LiveMethod]:
     """The live trackers of the study, with known skeletons. Raises InputError if weights are missing."""
-    return [LiveMethod(TEMPORAL, tuple(trained_weights(profile, name) for name in (TEMPORAL, "detnet")), _end_to_end)]
+    network, detector = (trained_weights(profile, name) for name in (TEMPORAL, "detnet"))
+    read_confidence(network)  # says what to do where there is none
+    return [LiveMethod(TEMPORAL, (network, detector, confidence_path(network)), _end_to_end)]
 
 
 def _end_to_end(weights: tuple[Path, ...], recording: Recording) -> LiveTracker:
-    return LiveTracker(*_networks(*weights), recording.mounting_angles, recording.hand_model)
+    return LiveTracker(*_networks(*weights[:2]), recording.mounting_angles, recording.hand_model)
 
 
 @cache
-def _networks(network: Path, detector: Path) -> tuple[UmeTrack, Detect]:
+def _networks(network: Path, detector: Path) -> tuple[UmeTrack, Detect, Confidence]:
     """Read once in each process."""
-    return load_network(network), partial(detect, detnet(detector, "cpu"))
+    return load_network(network), partial(detect, detnet(detector, "cpu")), read_confidence(network)
 
 
 @dataclass(frozen=True)
 class LiveRun(SequenceName):
     """A stream as a live tracker followed it, by time at `FRAMES_PER_SECOND`; keypoints in mm in the world.
 
+    A hand that is followed has a `confidence` above 0, and is `tracked` if that is high.
+
     Only frames that are `shown` reached the tracker, as frame `source` of the recording. A hand that is `present` has
     labels; it is `visible` where a camera that shows something sees it (`crops.sees_hand`), hidden or not. Tracked
-    keypoints are zero where it is not `tracked`, true ones where it is not present.
+    keypoints are zero where it is not followed, true ones where it is not present.
     """
 
     tracked_keypoints: Float[np.ndarray, "2 frames 21 3"]
     gt_keypoints: Float[np.ndarray, "2 frames 21 3"]
+    confidence: Float[np.ndarray, "2 frames"]
     tracked: Bool[np.ndarray, "2 frames"]
     present: Bool[np.ndarray, "2 frames"]
     visible: Bool[np.ndarray, "2 frames"]
@@ -105,13 +112,14 @@ def follow(about: SequenceName, tracker: Stepping, recording: Recording, stream:
     frames: dict[int, dict[str, np.ndarray | int | bool]] = {}
     for frame in stream:
         hands, state = tracker.step(frame.images, frame.cameras, frame.time, state)
-        tracked, true = hands.tracked.numpy(), truth[:, frame.source]
+        followed, true = hands.confidence.numpy() > 0, truth[:, frame.source]
         present = np.isfinite(true).all(axis=(-2, -1))
         seen = sees_hand(recording.cameras(frame.source), torch.from_numpy(true) / MM).numpy()
         frames[round(frame.time * FRAMES_PER_SECOND)] = {
-            "tracked_keypoints": np.where(tracked[:, None, None], hands.landmarks.numpy() * MM, 0),
+            "tracked_keypoints": np.where(followed[:, None, None], hands.landmarks.numpy() * MM, 0),
             "gt_keypoints": np.where(present[:, None, None], true, 0),
-            "tracked": tracked,
+            "confidence": hands.confidence.numpy(),
+            "tracked": hands.tracked.numpy(),
             "present": present,
             "visible": (seen & frame.on).any(axis=-1) & present,
             "shown": True,

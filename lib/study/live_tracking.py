@@ -14,14 +14,14 @@ from lib.files import fingerprint
 from lib.machines import processor
 from lib.recordings import FRAMES_PER_SECOND
 from lib.study.live_conditions import AS_RENDERED, BLACKOUT, CONDITIONS
-from lib.study.live_metrics import METRICS, measure_live
+from lib.study.live_metrics import METRICS, measure_live, reliability_table
 from lib.study.live_runs import NO_HANDS, LiveRun, LiveRuns, live_methods, live_provenance, live_runs
 from lib.study.methods import predict_multistage
 from lib.study.predictions import Predictions, predict
 from lib.study.results import results_folder, save_table
 from lib.study.tables import BASELINE
 
-PROTOCOLS, HARDER, TARGETS = "live_protocols", "live_conditions", "live_targets"
+PROTOCOLS, HARDER, TARGETS, RELIABILITY = "live_protocols", "live_conditions", "live_targets", "live_confidence"
 """The names of the tables."""
 ALL, OCCLUDER = "all", "occlusion recordings"
 
@@ -89,6 +89,16 @@ def _table(studies: Mapping[str, LiveStudy], cases_of) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def confidence_table(studies: Mapping[str, LiveStudy]) -> pd.DataFrame:
+    """`reliability_table` of every method, in all recordings as rendered; its columns after method, and source."""
+    tables = [
+        reliability_table(study.runs[AS_RENDERED]).assign(method=method, source=study.source)
+        for method, study in studies.items()
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    return table[["method", *table.columns.drop("method")]]
+
+
 @dataclass(frozen=True)
 class Target:
     """What a metric of a case of a table should be: `at_most` a limit, or at least."""
@@ -132,7 +142,7 @@ def write_live_tables(profile: str, studies: Mapping[str, LiveStudy]) -> dict[st
     When a hand is detected depends on rounding, so those that another processor made from the same are kept.
     """
     tables = {PROTOCOLS: protocols_table(studies), HARDER: conditions_table(studies)}
-    tables[TARGETS] = targets_table(tables)
+    tables |= {TARGETS: targets_table(tables), RELIABILITY: confidence_table(studies)}
     written = {}
     for name, table in tables.items():
         path = results_folder(profile) / "tables" / f"{name}.csv"
@@ -144,7 +154,7 @@ def write_live_tables(profile: str, studies: Mapping[str, LiveStudy]) -> dict[st
 
 def _made_elsewhere(released: pd.DataFrame, table: pd.DataFrame) -> bool:
     """Whether a released table has the same rows, made from the same, on another processor."""
-    same = [c for c in ("method", "case", "target", "metric", "source") if c in table]
+    same = [c for c in ("method", "case", "target", "metric", "from", "source") if c in table]
     alike = set(released) == set(table) and released[same].equals(table[same])
     return alike and list(released.processor) != list(table.processor)
 

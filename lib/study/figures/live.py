@@ -10,7 +10,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lib.files import MM
 from lib.hands import HAND_NAMES
+from lib.live.confidence import CLOSE_M
 from lib.metrics import landmark_errors
 from lib.study.figures.plots import METHOD_COLORS, METHOD_NAMES, seconds, shade_spans, with_gaps
 from lib.study.figures.style import PAGE_WIDTH, TRACKED_COLOR, TRUE_COLOR, use_log_scale
@@ -45,6 +47,17 @@ def conditions_figure(table: pd.DataFrame) -> Figure:
     grid[0].set_yticks(range(len(cases)), cases)
     grid[0].invert_yaxis()
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def reliability_figure(table: pd.DataFrame) -> Figure:
+    """The share of hands that are right by how likely they are said to be (`live_metrics.reliability_table`)."""
+    shown = table.dropna(subset="right_percent")
+    figure, axes = plt.subplots(figsize=(0.5 * PAGE_WIDTH, 0.5 * PAGE_WIDTH))
+    axes.plot([0, 100], [0, 100], color="0.6", lw=0.8, ls=":")
+    spread = np.abs(shown[["low", "high"]].to_numpy().T - shown.right_percent.to_numpy())
+    axes.errorbar(shown.confidence_percent, shown.right_percent, yerr=spread, fmt="o", ms=4, lw=1, color=TRACKED_COLOR)
+    axes.set(xlabel="confidence, mean of a bin (%)", ylabel=f"within {CLOSE_M * MM:g} mm (%)", aspect="equal")
     return figure
 
 
