@@ -188,7 +188,8 @@ class Knowing:
 
     def step(self, images, cameras, time, state):
         self.times.append(time)
-        return SimpleNamespace(tracked=torch.tensor([state > 0, False]), landmarks=self.landmarks), state + 1
+        tracked = torch.tensor([state > 0, False])
+        return SimpleNamespace(tracked=tracked, confidence=0.95 * tracked, landmarks=self.landmarks), state + 1
 
 
 def test_a_stream_is_followed(tmp_path):
@@ -317,12 +318,13 @@ def test_confidence_is_compared_with_what_is_right():
     run = a_run("0" * 30 + "1" * 30)
     confidence = np.where(run.tracked, 0.5, 0.97)
     wrong = run.tracked_keypoints + np.where(np.arange(60) % 2, 0, 41)[None, :, None, None].astype(np.float32)
+    wrong[~run.tracked] += 1000
     table = reliability_table([replace(run, confidence=confidence, tracked_keypoints=wrong)])
     rows = table.set_index("from").dropna(subset="right_percent")
     assert rows.hands.tolist() == [90, 30]
     assert rows.confidence_percent.tolist() == pytest.approx([50, 97])
     assert rows.right_percent[0.4] == pytest.approx(50)
-    assert rows.right_percent[0.95] == 0, "no keypoints, no hand"
+    assert rows.right_percent[0.95] == 0
     figure = reliability_figure(table)
     dots = figure.axes[0].get_lines()[1]
     np.testing.assert_allclose(dots.get_xydata(), [[50, 50], [97, 0]])
