@@ -21,7 +21,7 @@ LESSON_DATA := data/smoke/training.json
 
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9][0-9]_*.ipynb))
 EXECUTED := $(NOTEBOOKS:%=$(RESULTS)/%)
-LIBRARY := $(shell find lib -type f -not -path '*/__pycache__/*')
+LIBRARY := $(shell find lib -type f -not -path '*/__pycache__/*' -not -name '*.md')
 WEIGHTS := $(wildcard $(RESULTS)/checkpoints/*)
 PREDICTIONS := $(RESULTS)/predictions/complete
 # What every notebook is made from, besides itself and the notebook before it.
@@ -113,10 +113,15 @@ $(RESULTS)/notebooks/%.ipynb: notebooks/%.ipynb $(INPUTS)
 	@$(PYTHON) -m lib.study.notebooks $< $@ $(PROFILE)
 
 .PHONY: notebooks
-notebooks: study ## run the study, keep its notebooks and the README's results as the ones to commit
+notebooks: study ## run the study, keep its notebooks and the pages of results as the ones to commit
 	$(if $(filter-out reference,$(PROFILE)),$(error only the reference profile's notebooks are committed))
 	cp -p $(EXECUTED) notebooks/
-	$(PYTHON) -m lib report
+	$(PYTHON) -m lib results
+
+# What is executed already is not executed again.
+.PHONY: report
+report: $(INSTALLED) ## make a book of the executed notebooks and pages: results/report/index.html
+	$(PYTHON) -m lib report --profile $(PROFILE)
 
 .PHONY: smoke
 smoke: ## train and run the study at toy size
@@ -186,6 +191,6 @@ lab: $(INSTALLED) ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
 .PHONY: clean
-clean: ## remove rendered data, executed notebooks and caches (the environment: rm -r .venv)
-	rm -rf data/*/ results/*/notebooks results/smoke .pytest_cache .ruff_cache
+clean: ## remove rendered data, executed notebooks, reports and caches (the environment: rm -r .venv)
+	rm -rf data/*/ results/*/notebooks results/report results/*/report results/smoke .pytest_cache .ruff_cache
 	find lib tests notebooks -name __pycache__ -prune -exec rm -rf {} +

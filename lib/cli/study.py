@@ -39,8 +39,8 @@ from lib.study.methods import tune as tune_methods
 from lib.study.own_data import can_be_trained, read_own
 from lib.study.recipe import VARIANTS
 from lib.study.recipe import search as search_recipe
-from lib.study.report import write_report
 from lib.study.results import ROOT
+from lib.study.results_pages import write_results
 from lib.study.settings import read_settings
 
 
@@ -197,15 +197,28 @@ def run_fit_confidence(options: argparse.Namespace) -> None:
     print(fit_confidence(options.weights, options.profile, _data(options), options.workers))
 
 
+def _add_results(commands) -> None:
+    command = commands.add_parser("results", help="write the tables of README.md and results/README.md")
+    command.set_defaults(run=results)
+    command.add_argument("--profile", default="reference", help="smoke or reference")
+
+
+def results(options: argparse.Namespace) -> None:
+    """Write the results into the pages that show them."""
+    write_results(options.profile, ROOT)
+
+
 def _add_report(commands) -> None:
-    command = commands.add_parser("report", help="write the results section of README.md from the tables")
+    command = commands.add_parser("report", help="make a book, to be read from disk, of notebooks and pages")
     command.set_defaults(run=report)
     command.add_argument("--profile", default="reference", help="smoke or reference")
 
 
 def report(options: argparse.Namespace) -> None:
-    """Write the results into the README."""
-    write_report(options.profile, ROOT / "README.md")
+    """Make the book."""
+    from lib.study.book import make_book  # here: Sphinx takes a second to import
+
+    print(make_book(ROOT, options.profile))
 
 
 def _add_benchmark(commands) -> None:
@@ -258,6 +271,6 @@ def _data(options: argparse.Namespace) -> Path:
 
 ADD_COMMANDS = (
     _add_render, _add_train, _add_experiments, _add_predict, _add_search, _add_tune, _add_fit_confidence,
-    _add_report, _add_benchmark,
+    _add_results, _add_report, _add_benchmark,
 )  # fmt: skip
 """What adds each of these commands to the parser."""

@@ -1,4 +1,5 @@
-"""The results section of the README, written from the tables of a profile and the configurations of its runs."""
+"""What README.md and results/README.md say of the results, written from the tables of a profile and the configurations
+of its runs."""
 
 from __future__ import annotations
 
@@ -13,28 +14,55 @@ from lib.study.experiments import RELEASED_RUNS
 from lib.study.pinch_detection import THRESHOLD_MM
 from lib.study.results import results_folder
 from lib.study.runs import phases, training_config, training_curves, training_effort
-from lib.study.tables import ABLATION, MPJPA, MPJPE, MULTISTAGE, PINCH, by_case
+from lib.study.tables import ABLATION, BASELINE, MPJPA, MPJPE, MULTISTAGE, PINCH, WITH_PINCH, by_case
 
 STUDY = (ABLATION, MULTISTAGE, PINCH, "claims")
 """Tables that are made of the predictions of all methods."""
-BEGIN, END = "<!-- results: written by python -m lib report -->", "<!-- end of results -->"
+BEGIN, END = "<!-- results: written by python -m lib results -->", "<!-- end of results -->"
 
 
-def write_report(profile: str, readme: Path) -> None:
-    """Replace what stands between the lines `BEGIN` and `END` of a README by the results of a profile.
+def write_results(profile: str, root: Path) -> None:
+    """Write the results of a profile into the pages of the folder `root`, all or none.
 
-    Raises InputError if the README has not both lines once, in this order, or if a table is missing.
+    Raises InputError as `with_results` does.
     """
-    text = readme.read_text()
+    pages = {root / name: with_results((root / name).read_text(), name, profile) for name in RESULTS_PAGES}
+    for path, text in pages.items():
+        write_atomically(path, lambda temporary, text=text: temporary.write_text(text))
+
+
+def with_results(text: str, name: str, profile: str) -> str:
+    """The text of one of `RESULTS_PAGES`, in which the results of a profile stand between the lines `BEGIN` and `END`.
+
+    Raises InputError if the text has not both lines once, in this order, or if a table is missing.
+    """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end) or BEGIN in rest or END in before + after:
-        raise InputError(f"{readme} must hold the lines {BEGIN} and {END} once, in this order")
-    section = f"{before}{BEGIN}\n\n{results_section(profile)}\n{END}{after}"
-    write_atomically(readme, lambda temporary: temporary.write_text(section))
+        raise InputError(f"{name} must hold the lines {BEGIN} and {END} once, in this order")
+    return f"{before}{BEGIN}\n\n{RESULTS_PAGES[name](profile)}\n{END}{after}"
 
 
-def results_section(profile: str) -> str:
+def main_result(profile: str) -> str:
+    """Both methods with all that the paper gives them, beside its numbers and those that its authors corrected.
+
+    Markdown; nothing but a line if the tables of the study are not made yet. Raises InputError if one is missing.
+    """
+    if not _has_study(profile):
+        return "Not all networks are trained yet.\n"
+    table = _read(profile, MULTISTAGE)
+    sources = {"ours": "", "paper": "_paper", "paper, corrected by its authors": "_official"}
+    methods = {BASELINE: "multi-stage", WITH_PINCH: "UmeTrack"}
+    rows = [
+        {"": f"{title}, {source}", **by_case(table, suffix).loc[method]}
+        for method, title in methods.items()
+        if method in set(table.method)
+        for source, suffix in sources.items()
+    ]
+    return f"MPJPE (mm) / MPJPA (mm/frame²):\n\n{markdown(pd.DataFrame(rows))}\n"
+
+
+def all_results(profile: str) -> str:
     """The results of a profile as Markdown: of its networks, and, if the tables are made, of the study.
 
     Raises InputError if a table is missing.
@@ -43,10 +71,18 @@ def results_section(profile: str) -> str:
         "**What the released network reaches on the test users**, with 95 % intervals (bootstrap over recordings)."
     )
     parts = {reaches: reached(profile)}
-    if any((results_folder(profile) / "tables" / f"{name}.csv").exists() for name in STUDY):
+    if _has_study(profile):
         parts |= _study(profile)
     parts["**What was trained**, all on the same training users."] = runs(profile)
     return "\n".join(f"{text}\n\n{markdown(table)}\n" for text, table in parts.items())
+
+
+RESULTS_PAGES = {"README.md": main_result, "results/README.md": all_results}
+"""The pages that show results, by their paths, and what writes them."""
+
+
+def _has_study(profile: str) -> bool:
+    return any((results_folder(profile) / "tables" / f"{name}.csv").exists() for name in STUDY)
 
 
 def _study(profile: str) -> dict[str, pd.DataFrame]:
