@@ -10,7 +10,6 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from lib.cli.arguments import add_shard, add_workers, positive
 from lib.crop_cache import CropSequence
 from lib.errors import InputError
 from lib.files import refuse_overwriting
@@ -21,17 +20,6 @@ from lib.formats.torch_data import MONO, ShardClip, write_shard
 from lib.machines import in_processes
 from lib.recordings import read_recording
 from lib.study.own_data import import_training, missing, survey
-
-FRAMES = 64
-"""Of a clip of a shard, unless it is asked for otherwise."""
-EXPORTED = ("torch_data", "challenge")
-
-
-def add_survey(commands) -> None:
-    """Add `survey`."""
-    command = commands.add_parser("survey", help="say what a folder offers the study, and what is missing in it")
-    command.set_defaults(run=run_survey)
-    command.add_argument("folder", type=Path, help="recordings, clips (.tar) or training shards, at any depth")
 
 
 def run_survey(options: argparse.Namespace) -> None:
@@ -44,15 +32,6 @@ def run_survey(options: argparse.Namespace) -> None:
         print(f"no {name.replace('_', ' ')}: {disabled}")
 
 
-def add_import(commands) -> None:
-    """Add `import`."""
-    command = commands.add_parser("import", help="make a training cache, data/NAME, of the recordings of a folder")
-    command.set_defaults(run=run_import)
-    command.add_argument("folder", type=Path, help="recordings, clips (.tar) or training shards, at any depth")
-    command.add_argument("--name", help="of the folder in data and in results (default: that of the folder)")
-    add_workers(command)
-
-
 def run_import(options: argparse.Namespace) -> int:
     """Say what a folder offers, and make a training cache of it. The exit code is 1 if some recordings failed."""
     run_survey(options)
@@ -62,19 +41,6 @@ def run_import(options: argparse.Namespace) -> int:
         print(f"not imported: {path}: {problem}", file=sys.stderr)
     print(f"imported; train on it by python -m lib train EXPERIMENT --profile {name}")
     return 1 if problems else 0
-
-
-def add_export(commands) -> None:
-    """Add `export`."""
-    command = commands.add_parser("export", help="write recordings, or a training cache, in another public layout")
-    command.set_defaults(run=run_export)
-    command.add_argument("folder", type=Path, help="recordings of any layout, or a rendered dataset's crops")
-    command.add_argument("--format", choices=EXPORTED, required=True)
-    command.add_argument("--output", type=Path, required=True, help="folder of what is written")
-    command.add_argument("--frames", type=positive, default=FRAMES, help="of a clip of a shard (default: %(default)s)")
-    command.add_argument("--without-labels", action="store_true", help="challenge: as the sequences of its test split")
-    add_shard(command)
-    add_workers(command)
 
 
 def run_export(options: argparse.Namespace) -> int:

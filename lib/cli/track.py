@@ -13,12 +13,11 @@ from typing import Literal
 import torch
 
 from lib.checkpoints import load_network
-from lib.cli.arguments import add_device, add_method, positive
 from lib.errors import InputError
 from lib.files import refuse_overwriting, sha256_of
 from lib.formats.folders import files_of
 from lib.formats.hand_files import read_hand
-from lib.formats.tracked_files import FORMATS, write_tracks
+from lib.formats.tracked_files import write_tracks
 from lib.live.confidence import confidence_path, read_confidence
 from lib.live.recordings import StreamTracker
 from lib.live.tracker import LiveTracker
@@ -34,49 +33,11 @@ from lib.study.results import results_folder
 from lib.tracking import CALIBRATION_SAMPLES, Tracker, Tracks
 
 
-def add_track(commands) -> None:
-    """Add `track`."""
-    command = commands.add_parser("track", help="track the hands of a recording and compare them with its labels")
-    command.set_defaults(run=run_track)
-    command.add_argument(
-        "recording",
-        type=Path,
-        help="video with its .json beside it (raw_data layout), .json that names its videos, clip (.tar), or "
-        "clip of a training shard (SHARD/clip_000000)",
-    )
-    add_method(command)
-    command.add_argument(
-        "--weights",
-        type=Path,
-        required=True,
-        help=".safetensors of this project or the published checkpoint; multistage: folder of keynet and detnet",
-    )
-    command.add_argument("--skeleton", choices=("known", "unknown"), default="known")
-    add_calibration(command)
-    command.add_argument("--output", type=Path, required=True, help="file of poses and keypoints (mm, rad, world)")
-    command.add_argument("--format", choices=FORMATS, default="npz", help="of the output (default: %(default)s)")
-    command.add_argument("--overlay", type=Path, help=".mp4 with the tracked hands drawn on the views")
-    add_device(command)
-
-
-def add_calibration(command: argparse.ArgumentParser) -> None:
-    """Add what the calibration of an unknown skeleton takes."""
-    command.add_argument(
-        "--generic-hand", type=Path, help="JSON of the hand whose scale is calibrated (default: this study's own)"
-    )
-    command.add_argument(
-        "--calibration-samples",
-        type=positive,
-        default=CALIBRATION_SAMPLES,
-        metavar="N",
-        help="scales that umetrack averages (default: %(default)s)",
-    )
-
-
 def run_track(options: argparse.Namespace) -> None:
     """Track a recording, save the result, print the metrics."""
     method = method_of(options)
-    refuse_overwriting({"--output": options.output, "--overlay": options.overlay}, _tracked_files(options))
+    read = _tracked_files(options, method.weights)
+    refuse_overwriting({"--output": options.output, "--overlay": options.overlay}, read)
     recording = read_recording(options.recording)
     tracks = method.track(recording, options.skeleton)
     write_tracks(tracks, recording, options.output, options.format)
@@ -85,19 +46,29 @@ def run_track(options: argparse.Namespace) -> None:
         write_overlay(recording, tracks, options.overlay)
 
 
-def _tracked_files(options: argparse.Namespace) -> dict[str, Path]:
+def _tracked_files(options: argparse.Namespace, weights: Path) -> dict[str, Path]:
     """What `track` reads, by the names that its messages give them."""
     files = {f"of the recording, {path.name}": path for path in files_of(options.recording)}
     files["the generic hand"] = options.generic_hand
-    for path in [options.weights, *(options.weights.glob("*.safetensors") if options.weights.is_dir() else ())]:
+    for path in [weights, *(weights.glob("*.safetensors") if weights.is_dir() else ())]:
         files[f"of the weights, {path.name}"] = path
     return {name: path for name, path in files.items() if path is not None}
 
 
 def method_of(options: argparse.Namespace) -> Method:
     """The method that is asked for."""
-    generic, samples = options.generic_hand, options.calibration_samples
-    return Method(options.method, options.weights, options.crops, options.device, generic, samples, options.detector)
+    weights, generic = options.weights or released_weights(options.method), options.generic_hand
+    samples = options.calibration_samples
+    return Method(options.method, weights, options.crops, options.device, generic, samples, options.detector)
+
+
+RELEASED = {"umetrack": "full_temporal_loss.safetensors", "multistage": ""}
+"""The weights of a method among the released ones: a file, or all of them."""
+
+
+def released_weights(method: str) -> Path:
+    """The weights of a method unless others are given."""
+    return results_folder("reference") / "checkpoints" / RELEASED[method]
 
 
 DETECTOR = "detnet.safetensors"

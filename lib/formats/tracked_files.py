@@ -17,8 +17,6 @@ from lib.hands import HAND_NAMES, LANDMARKS, NUM_JOINTS
 from lib.recordings import Recording, labels_to_json
 from lib.tracking import Tracks
 
-FORMATS = ("npz", "json", "csv", "raw_data")
-
 
 def write_tracks(tracks: Tracks, recording: Recording, path: Path, form: str = "npz") -> None:
     """Write the tracks of a recording, with their poses, under the final name only when complete.
@@ -29,7 +27,7 @@ def write_tracks(tracks: Tracks, recording: Recording, path: Path, form: str = "
     if form == "npz":
         tracks.save(path, recording.frames_per_second)
         return
-    text = {"json": _json, "csv": _csv, "raw_data": _raw_data}[form](tracks, recording)
+    text = TEXTS[form](tracks, recording)
     write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
@@ -78,3 +76,7 @@ def _raw_data(tracks: Tracks, recording: Recording) -> str:
     frames = {"joint_angles": poses.joint_angles, "world_from_wrist": poses.world_from_wrist, "labelled": valid}
     tracked = {name: values.transpose(0, 1).contiguous() for name, values in frames.items()}
     return json.dumps(labels_to_json(replace(recording, hand_model=poses.model, pinch=None, **tracked)))
+
+
+TEXTS = {"json": _json, "csv": _csv, "raw_data": _raw_data}
+"""What writes each form but npz."""
