@@ -68,7 +68,7 @@ def _add_track(commands) -> None:
         "track:run_track",
         "track the hands of a recording and compare them with its labels",
         f"{_RECORDING} --output out.npz --overlay out.mp4",
-        "recording_00.mp4 --crops own --skeleton unknown --output out.json --format json",
+        "recording_00.mp4 --crops own --realtime --smooth 1 0.005 --output out.json --format json",
     )
     command.add_argument(
         "recording",
@@ -90,6 +90,19 @@ def _add_track(commands) -> None:
         "--format", choices=("npz", "json", "csv", "raw_data"), default="npz", help="of the output (default: npz)"
     )
     command.add_argument("--overlay", type=Path, help=".mp4 with the tracked hands drawn on the views")
+    command.add_argument(
+        "--smooth",
+        type=float,
+        nargs=2,
+        metavar=("MIN_CUTOFF", "BETA"),
+        help="filter the landmarks (One-Euro: Hz, Hz per mm/s); poses are left as they are",
+    )
+    command.add_argument(
+        "--realtime",
+        action="store_true",
+        help="with --crops own: play the recording at its own rate, skip what the tracker is too slow for, and print "
+        "how late poses are",
+    )
     add_device(command)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Literal
@@ -15,10 +17,13 @@ import torch
 from lib.checkpoints import load_network
 from lib.errors import InputError
 from lib.files import refuse_overwriting, sha256_of
+from lib.filters import OneEuroFilter
 from lib.formats.folders import files_of
 from lib.formats.hand_files import read_hand
 from lib.formats.tracked_files import write_tracks
+from lib.hands import HAND_NAMES
 from lib.live.confidence import confidence_path, read_confidence
+from lib.live.realtime import Play, RealTime, in_order
 from lib.live.recordings import StreamTracker
 from lib.live.tracker import LiveTracker
 from lib.metrics import auc, mpjpa, mpjpe, pck
@@ -35,24 +40,43 @@ from lib.tracking import CALIBRATION_SAMPLES, Tracker, Tracks
 
 def run_track(options: argparse.Namespace) -> None:
     """Track a recording, save the result, print the metrics."""
-    method = method_of(options)
-    read = _tracked_files(options, method.weights)
+    if options.realtime and (options.crops, options.method) != ("own", "umetrack"):
+        raise InputError("--realtime is for crops of the tracker's own: add --crops own, without --method multistage")
+    smoothing = OneEuroFilter(*options.smooth) if options.smooth else None
+    play = RealTime() if options.realtime else in_order
+    method = replace(method_of(options), play=play)
+    read = _tracked_files(options, method)
     refuse_overwriting({"--output": options.output, "--overlay": options.overlay}, read)
     recording = read_recording(options.recording)
     tracks = method.track(recording, options.skeleton)
+    frames = play.shown if options.realtime else range(len(recording))
+    if smoothing:
+        tracks = smoothed(tracks, smoothing, recording, frames)
     write_tracks(tracks, recording, options.output, options.format)
     print(describe(tracks))
+    if options.realtime:
+        print(play.describe(recording))
     if options.overlay:
         write_overlay(recording, tracks, options.overlay)
 
 
-def _tracked_files(options: argparse.Namespace, weights: Path) -> dict[str, Path]:
+def smoothed(tracks: Tracks, smoothing: OneEuroFilter, recording: Recording, frames: Iterable[int]) -> Tracks:
+    """The tracks with filtered landmarks; other than the given `frames` were not shown. Poses are left as they are."""
+    keypoints, state = tracks.tracked_keypoints.copy(), None
+    for frame in frames:
+        time = frame / recording.frames_per_second
+        state = smoothing.smooth(keypoints[:, frame], tracks.valid_tracking[:, frame], time, state)
+        keypoints[:, frame] = state.keypoints_mm
+    return replace(tracks, tracked_keypoints=keypoints)
+
+
+def _tracked_files(options: argparse.Namespace, method: Method) -> dict[str, Path]:
     """What `track` reads, by the names that its messages give them."""
     files = {f"of the recording, {path.name}": path for path in files_of(options.recording)}
-    files["the generic hand"] = options.generic_hand
-    for path in [weights, *(weights.glob("*.safetensors") if weights.is_dir() else ())]:
-        files[f"of the weights, {path.name}"] = path
-    return {name: path for name, path in files.items() if path is not None}
+    if options.generic_hand:
+        files["the generic hand"] = options.generic_hand
+    of_folder = method.weights.glob("*.safetensors") if method.weights.is_dir() else ()
+    return files | {f"of the weights, {path.name}": path for path in [*method.files(), *of_folder]}
 
 
 def method_of(options: argparse.Namespace) -> Method:
@@ -89,13 +113,15 @@ class Method:
     calibration_samples: int = CALIBRATION_SAMPLES
     detector: Path | None = None
     """Weights of the detector; None: those beside the others, or the released ones."""
+    play: Play = in_order
+    """How the recording is shown to a tracker with crops of its own."""
 
     def tracker(self) -> Tracker | StreamTracker | MultistageTracker:
         """A new tracker. Raises InputError if weights are missing."""
         if self.name == "umetrack" and self.crops == "own":
             sees = partial(detect, detnet(self._detector(), self.device))
             parts = load_network(self.weights), sees, read_confidence(self.weights)
-            return StreamTracker(partial(LiveTracker, *parts, device=self.device))
+            return StreamTracker(partial(LiveTracker, *parts, device=self.device), self.play)
         if self.name == "umetrack":
             return Tracker(load_network(self.weights), self.device)
         detects = detector(self._detector(), self.device) if self.crops == "own" else None
@@ -183,6 +209,9 @@ def describe(tracks: Tracks) -> str:
         ]
     else:
         lines.append("no tracked hand has ground truth (labels and hand_model): there is nothing to compare with")
+    if tracks.pinches is not None:
+        counts = Counter(pinch.hand for pinch in tracks.pinches)
+        lines.append(f"pinches                 {', '.join(f'{n} {counts[h]}' for h, n in enumerate(HAND_NAMES))}")
     if tracks.scale is not None:
         lines.append(f"scale of generic hand   {tracks.scale:.4f}")
     return "\n".join(lines)
