@@ -4,6 +4,7 @@ import itertools
 import json
 import threading
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from lib.cli import main
 from lib.errors import InputError
 from lib.live.realtime import WARM_UP, RealTime, ahead
 from lib.live.recordings import StreamTracker
+from lib.live.tracker import LiveTracker
 from lib.recordings import Recording, read_recording
 
 FRAMES, RATE = 26, 32.0
@@ -126,7 +128,9 @@ def test_frames_that_were_skipped_are_not_tracked(recording):
 
     world.extract = slow
     play = RealTime(clock, clock.sleep)
-    tracks = StreamTracker(world, world.detect, SURE, play=play).track_known(recording, recording.hand_model)
+    tracks = StreamTracker(partial(LiveTracker, world, world.detect, SURE), play).track_known(
+        recording, recording.hand_model
+    )
     shown = np.zeros(FRAMES, bool)
     shown[play.shown[1:]] = True
     assert len(play.shown) < FRAMES
@@ -145,8 +149,9 @@ def seeing(recording, monkeypatch) -> None:
         return seen
 
     world.known = known
+    make = partial(LiveTracker, world, world.detect, SURE)
     monkeypatch.setattr("lib.cli.track.Method.files", lambda m: [])
-    monkeypatch.setattr("lib.cli.track.Method.tracker", lambda m: StreamTracker(world, world.detect, SURE, play=m.play))
+    monkeypatch.setattr("lib.cli.track.Method.tracker", lambda m: StreamTracker(make, m.play))
 
 
 def track(recording: Recording, *options: str) -> int:

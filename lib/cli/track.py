@@ -157,6 +157,8 @@ class Method:
         """A hash of all that decides what it finds. Raises InputError if a file is missing."""
         for path in self.files():
             if not path.is_file():
+                if path == confidence_path(self.weights):
+                    read_confidence(self.weights)  # says what to do
                 raise InputError(f"no weights at {path}: give those of {self.name} by --weights")
         about = [TRACKS_VERSION, self.name, self.crops, self.calibration_samples, *map(sha256_of, self.files())]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
