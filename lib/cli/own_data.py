@@ -1,5 +1,5 @@
 """Data of one's own: `survey` says what a folder offers, `import` makes a training cache of it, `export` writes others'
-layouts."""
+layouts, and networks as ONNX."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from lib.cli.onnx_export import export_onnx
 from lib.crop_cache import CropSequence
 from lib.errors import InputError
 from lib.files import refuse_overwriting
@@ -44,11 +45,15 @@ def run_import(options: argparse.Namespace) -> int:
 
 
 def run_export(options: argparse.Namespace) -> int:
-    """Write what is not written yet: a shard for each protocol, user and split, or a .tar for each recording.
+    """Write what is not written yet: a shard for each protocol, user and split, a .tar for each recording, or an ONNX
+    file, which is always written.
 
     The exit code is 1 if some failed.
     """
-    sources = _sources(options.folder)
+    if options.format == "onnx":
+        export_onnx(options.source, options.output)
+        return 0
+    sources = _sources(options.source)
     groups: dict[Path, list[Path]] = {}
     for source in sources:
         groups.setdefault(_target(RecordingName.of(source), options), []).append(source)

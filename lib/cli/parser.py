@@ -162,13 +162,16 @@ def _add_export(commands) -> None:
         commands,
         "export",
         "own_data:run_export",
-        "write recordings, or a training cache, in another public layout",
+        "write recordings or a training cache in another public layout, a network as ONNX",
         "data/reference/crops --format torch_data --output shards",
         "data/reference/raw_data --format challenge --without-labels --output clips",
+        "results/reference/checkpoints/full_temporal_loss.safetensors --format onnx --output network.onnx",
     )
-    command.add_argument("folder", type=Path, help="recordings of any layout, or a rendered dataset's crops")
-    command.add_argument("--format", choices=("torch_data", "challenge"), required=True)
-    command.add_argument("--output", type=Path, required=True, help="folder of what is written")
+    command.add_argument(
+        "source", type=Path, help="recordings of any layout, or a rendered dataset's crops; onnx: file of weights"
+    )
+    command.add_argument("--format", choices=("torch_data", "challenge", "onnx"), required=True)
+    command.add_argument("--output", type=Path, required=True, help="folder of what is written; onnx: file")
     command.add_argument("--frames", type=positive, default=64, help="of a clip of a shard (default: %(default)s)")
     command.add_argument("--without-labels", action="store_true", help="challenge: as the sequences of its test split")
     add_shard(command)
