@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -60,8 +61,13 @@ def tracks(recording, monkeypatch) -> Tracks:
         return replace(hands, pinching=torch.tensor([left, False])), after
 
     monkeypatch.setattr(LiveTracker, "step", pinching)
+    return tracked(recording)
+
+
+def tracked(recording: Recording) -> Tracks:
     world = world_of(recording)
-    return StreamTracker(world, world.detect, SURE).track_known(recording, recording.hand_model)
+    tracker = StreamTracker(partial(LiveTracker, world, world.detect, SURE))
+    return tracker.track_known(recording, recording.hand_model)
 
 
 def test_a_stream_tells_its_pinches(tracks):
@@ -71,11 +77,7 @@ def test_a_stream_tells_its_pinches(tracks):
 def test_a_frame_without_a_headset_pose_ends_them(recording, tracks):
     posed = torch.ones(FRAMES, dtype=torch.bool)
     posed[11] = False
-    world = world_of(recording)
-    one_less = StreamTracker(world, world.detect, SURE).track_known(
-        replace(recording, posed=posed), recording.hand_model
-    )
-    assert one_less.pinches[-1].end == 11 / 30
+    assert tracked(replace(recording, posed=posed)).pinches[-1].end == 11 / 30
 
 
 def test_they_are_written_and_read(recording, tracks, tmp_path):

@@ -1,7 +1,7 @@
 """Pinches as events: when they begin and end.
 
 A pinch begins in the frame in which the fingertips come nearer than one distance, and ends in the one in which they are
-farther apart than a larger one (`lib.live.tracker`), or the hand is lost. It is told in these frames, without a look
+farther apart than a larger one (`lib.live.hands`), or the hand is lost. It is told in these frames, without a look
 ahead. The two distances cost nothing where a pinch begins; its end is later by as long as the fingers take from the
 one to the other.
 """
