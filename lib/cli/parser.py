@@ -328,12 +328,17 @@ def _add_benchmark(commands) -> None:
         commands,
         "benchmark",
         "study:benchmark",
-        "time tracking, training, reading of data or rendering",
+        "time tracking, live tracking, training, reading of data or rendering",
         "tracking --recording recording_00.mp4 --threads 1",
+        "live --recording recording_00.mp4 --onnx network.onnx",
         "training",
     )
-    command.add_argument("what", choices=("tracking", "training", "data", "rendering"))
+    command.add_argument("what", choices=("tracking", "live", "soak", "training", "data", "rendering"))
     command.add_argument("--recording", type=Path, help="what is tracked or, by data, read")
+    command.add_argument(
+        "--onnx", type=Path, help="live, soak: the network as `export` writes it, in the place of torch"
+    )
+    command.add_argument("--frames", type=positive, default=100_000, help="soak: how many (default: %(default)s)")
     add_method(command)
     command.add_argument(
         "--weights", type=Path, help="as of track (default: published network, random weights; multistage: released)"

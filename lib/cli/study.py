@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from lib.checkpoints import load_network
-from lib.cli.track import Method, check_trackable, released_weights
+from lib.cli.track import DETECTOR, Method, check_trackable, released_weights
 from lib.errors import InputError
+from lib.live.confidence import read_confidence
+from lib.live.engines import onnx_engine
+from lib.live.onnx_files import open_session
+from lib.live.tracker import LiveTracker
 from lib.machines import process_group
+from lib.multistage.detection import detect
+from lib.multistage.networks import detnet
 from lib.network import UmeTrack
 from lib.recordings import read_recording
 from lib.rendered.dataset import PROFILES, render_dataset, render_shard
@@ -24,6 +32,7 @@ from lib.study.benchmarks import (
     benchmark_training,
 )
 from lib.study.experiments import EXPERIMENTS, PUBLISHED_NETWORK, REFERENCE_NETWORK, about_experiment, train_experiment
+from lib.study.live_benchmarks import PlainTracker, benchmark_live, soak
 from lib.study.live_confidence import fit_confidence
 from lib.study.methods import make_predictions
 from lib.study.methods import tune as tune_methods
@@ -134,6 +143,8 @@ def benchmark(options: argparse.Namespace) -> None:
         else:
             network = load_network(options.weights) if options.weights else UmeTrack()
             table = benchmark_tracking(recording, network, options.device, options.repeats)
+    elif options.what in ("live", "soak"):
+        table = _benchmark_live(options)
     elif options.what == "training":
         networks = {"published": PUBLISHED_NETWORK, "reference": REFERENCE_NETWORK}
         table = benchmark_training(networks, options.device, 4 * options.repeats, options.precision)
@@ -144,6 +155,24 @@ def benchmark(options: argparse.Namespace) -> None:
     else:
         table = benchmark_rendering(options.workers, options.repeats)
     print(table.to_string(index=False, float_format="{:.2f}".format, na_rep=""))
+
+
+def _benchmark_live(options: argparse.Namespace) -> pd.DataFrame:
+    if options.recording is None:
+        raise InputError(f"benchmark {options.what} needs --recording FILE.mp4, with a hand_model")
+    recording = read_recording(options.recording)
+    check_trackable(recording, "own", skeleton="known")
+    weights = options.weights or released_weights("umetrack")
+    look = partial(detect, detnet(released_weights("multistage") / DETECTOR, "cpu"))
+    about = look, read_confidence(weights), recording.mounting_angles, recording.hand_model
+    engine = onnx_engine(open_session(options.onnx)) if options.onnx else None
+    if options.what == "soak":
+        return soak(recording, LiveTracker(load_network(weights), *about, engine=engine), options.frames)
+    trackers = {"plain crops": PlainTracker(load_network(weights), *about)}
+    trackers["compiled crops"] = LiveTracker(load_network(weights), *about)
+    if engine:
+        trackers["compiled crops, ONNX"] = LiveTracker(load_network(weights), *about, engine=engine)
+    return benchmark_live(recording, trackers, options.repeats)
 
 
 def _data(options: argparse.Namespace) -> Path:
