@@ -166,10 +166,18 @@ lint: $(INSTALLED) ## check the code's form, in notebooks too
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
+# Pages are tested in a browser; where none can be installed, these tests are skipped, with a reason.
+.PHONY: chromium
+chromium: ## install Chromium, which the tests of pages need
+	@command -v chromium chromium-browser google-chrome google-chrome-stable > /dev/null || $(install_chromium)
+install_chromium = if command -v apt-get > /dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+	apt-get install -qq -y --no-install-recommends chromium > /dev/null; then :; \
+	else echo 'No Chromium: tests of pages are skipped. On Debian: apt install chromium' >&2; fi
+
 # Two halves at once, each on one thread.
 TESTS := $(sort $(wildcard tests/test_*.py))
 HALF = $(shell printf '%s\n' $(TESTS) | awk 'NR % 2 == $(1)')
-test-library: $(INSTALLED)
+test-library: $(INSTALLED) chromium
 	@echo '== tests of the library'
 	@$(PYTHON) -m pytest -p no:cacheprovider $(call HALF,0) & other=$$!; \
 	$(PYTHON) -m pytest -p no:cacheprovider $(call HALF,1); mine=$$?; wait $$other && exit $$mine

@@ -350,8 +350,38 @@ def _add_benchmark(commands) -> None:
     add_device(command)
 
 
+def _add_viewer(commands) -> None:
+    command = _command(
+        commands,
+        "viewer",
+        "pages:run_viewer",
+        "write a page that shows tracked hands in 3D, beside their crops and errors",
+        "--output results/reference/report/hands.html",
+        f"--recording {_RECORDING} --tracks out.npz --output out.html",
+    )
+    command.add_argument("--output", type=Path, required=True, help="the page, .html")
+    command.add_argument(
+        "--recording", type=Path, help="one of your own, with --tracks (default: some of the test split)"
+    )
+    command.add_argument("--tracks", type=Path, nargs="+", default=[], help="what track --output wrote of it, .npz")
+    add_profile(command)
+
+
+def _add_loop(commands) -> None:
+    command = _command(
+        commands,
+        "loop",
+        "pages:run_loop",
+        "write an animated picture of tracked hands",
+        "--output results/reference/figures/tracked_hands.webp",
+    )
+    command.add_argument("--output", type=Path, required=True, help="the picture, .webp")
+    add_profile(command)
+
+
 _COMMANDS = (
     _add_track, _add_evaluate, _add_survey, _add_import, _add_export, _add_import_calibration, _add_render, _add_train,
     _add_experiments, _add_predict, _add_search, _add_tune, _add_fit_confidence, _add_report, _add_benchmark,
+    _add_viewer, _add_loop,
 )  # fmt: skip
 """What adds each command, in the order of `--help`."""
