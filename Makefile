@@ -61,14 +61,19 @@ install: requirements.lock
 # kernels warn of nothing but errors: not of each port that they open on this machine.
 export on_start = import os; os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Makes .venv/bin/umetrack. What builds it is in the lock: nothing more is downloaded.
+this_folder = --quiet --no-deps --no-build-isolation --editable .
+
 # uv does not read pip's settings: hand it the folders with wheels that pip is told about.
 FIND_LINKS = $(or $(PIP_FIND_LINKS),$(shell $(BASE_PYTHON) -m pip config get global.find-links 2> /dev/null))
 install_with_uv = uv venv --clear .venv && \
-	uv pip install --python $(PYTHON) $(addprefix --find-links ,$(FIND_LINKS)) --requirement $<
+	uv pip install --python $(PYTHON) $(addprefix --find-links ,$(FIND_LINKS)) --requirement $< && \
+	uv pip install --python $(PYTHON) $(this_folder)
 
 install_with_pip = $(check_python) && \
 	{ $(BASE_PYTHON) -m venv --clear .venv || { echo 'On Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }; } && \
-	$(PYTHON) -m pip install --disable-pip-version-check --requirement $<
+	$(PYTHON) -m pip install --disable-pip-version-check --requirement $< && \
+	$(PYTHON) -m pip install --disable-pip-version-check $(this_folder)
 
 check_python = { $(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \
 	echo 'Python 3.11 or newer is needed, but $(BASE_PYTHON) is' "$$($(BASE_PYTHON) --version 2> /dev/null || echo missing)." \
@@ -121,6 +126,8 @@ notebooks: study ## run the study, keep its notebooks and the pages of results a
 # What is executed already is not executed again.
 .PHONY: report
 report: $(INSTALLED) ## make a book of the executed notebooks and pages: results/report/index.html
+	@[ ! -f $(TEST_DATA) ] || [ -f $(RESULTS)/report/hands.html ] || \
+		$(PYTHON) -m lib viewer --profile $(PROFILE) --output $(RESULTS)/report/hands.html
 	$(PYTHON) -m lib report --profile $(PROFILE)
 
 .PHONY: smoke
@@ -147,7 +154,7 @@ endif
 # Where there is no training data, nothing was trained and there is nothing to tune.
 .PHONY: train
 train: $(INSTALLED) $(if $(DATA),$(TRAINING_DATA)) ## train every experiment, or go on with it; MINUTES=10, DATA=path
-	@$(MAKE) $$($(PYTHON) -m lib experiments --profile $(PROFILE) | sed 's|.*|$(RESULTS)/checkpoints/&.safetensors|')
+	@$(MAKE) $$($(PYTHON) -m lib experiments --profile $(PROFILE) | sed -E 's|([^ ]+).*|$(RESULTS)/checkpoints/\1.safetensors|')
 	[ ! -f $(TRAINING_DATA) ] || [ -n "$(DATA)" ] || { $(PYTHON) -m lib tune --profile $(PROFILE) && \
 		$(PYTHON) -m lib fit-confidence --profile $(PROFILE) --weights $(RESULTS)/checkpoints/full_temporal_loss.safetensors; }
 
@@ -166,10 +173,18 @@ lint: $(INSTALLED) ## check the code's form, in notebooks too
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
+# Pages are tested in a browser; where none can be installed, these tests are skipped, with a reason.
+.PHONY: chromium
+chromium: ## install Chromium, which the tests of pages need
+	@command -v chromium chromium-browser google-chrome google-chrome-stable > /dev/null || $(install_chromium)
+install_chromium = if command -v apt-get > /dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+	apt-get install -qq -y --no-install-recommends chromium > /dev/null; then :; \
+	else echo 'No Chromium: tests of pages are skipped. On Debian: apt install chromium' >&2; fi
+
 # Two halves at once, each on one thread.
 TESTS := $(sort $(wildcard tests/test_*.py))
 HALF = $(shell printf '%s\n' $(TESTS) | awk 'NR % 2 == $(1)')
-test-library: $(INSTALLED)
+test-library: $(INSTALLED) chromium
 	@echo '== tests of the library'
 	@$(PYTHON) -m pytest -p no:cacheprovider $(call HALF,0) & other=$$!; \
 	$(PYTHON) -m pytest -p no:cacheprovider $(call HALF,1); mine=$$?; wait $$other && exit $$mine

@@ -8,6 +8,8 @@ column vectors and named by their frames, so that frames touch when they compose
 
 import os
 
+__version__ = "0.1.0"
+
 # Threads that wait for one another sleep instead of spinning: where another process holds a core, spinning costs up to
 # six times. OpenMP reads this when it is loaded, so it is said before anything is imported that loads it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

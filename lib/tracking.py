@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -31,13 +31,21 @@ _Network = TypeVar("_Network", bound=nn.Module)
 CALIBRATION_SAMPLES = 30
 
 
+class Pinch(NamedTuple):
+    """A pinch of one hand, in seconds since the first frame; one that goes on has no end."""
+
+    hand: int
+    begin: float
+    end: float | None = None
+
+
 @dataclass(frozen=True)
 class Tracks:
     """Tracked and true landmarks of a recording, mm in the world; zero where `valid_tracking` is False.
 
     True ones are NaN where a hand was tracked that has no label or hand model. `scale` is the calibrated factor of the
     generic hand, None for a known skeleton. `poses` are those behind the landmarks, and `labelled`
-    tells which hands have labels, where that is kept.
+    tells which hands have labels, where that is kept. `pinches` are those that a live tracker tells.
     """
 
     tracked_keypoints: Float[np.ndarray, "2 frames 21 3"]
@@ -46,6 +54,7 @@ class Tracks:
     scale: float | None = None
     poses: HandPoses | None = None
     labelled: Bool[np.ndarray, "2 frames"] | None = None
+    pinches: tuple[Pinch, ...] | None = None
 
     @property
     def evaluated(self) -> Bool[np.ndarray, "2 frames"]:
@@ -77,6 +86,8 @@ class Tracks:
         arrays["timestamps"] = np.arange(self.valid_tracking.shape[1]) / frames_per_second
         if self.labelled is not None:
             arrays["labelled"] = self.labelled
+        if self.pinches is not None:  # no end: NaN
+            arrays["pinches"] = np.array(self.pinches, np.float64).reshape(-1, 3)
         if self.scale is not None:
             arrays["scale"] = np.float64(self.scale)
         if self.poses is not None:
@@ -111,7 +122,10 @@ def read_tracks(path: Path) -> Tracks:
     poses = HandPoses(model, torch.from_numpy(stored["joint_angles"]), wrists, torch.from_numpy(stored["confidence"]))
     scale = float(stored["scale"]) if "scale" in stored else None
     names = ("tracked_keypoints", "gt_keypoints", "valid_tracking")
-    return Tracks(*(stored[name] for name in names), scale=scale, poses=poses, labelled=stored.get("labelled"))
+    pinches = None
+    if "pinches" in stored:
+        pinches = tuple(Pinch(int(h), b, None if np.isnan(e) else e) for h, b, e in stored["pinches"].tolist())
+    return Tracks(*(stored[name] for name in names), scale, poses, stored.get("labelled"), pinches)
 
 
 def prepare_for_inference(network: _Network) -> _Network:

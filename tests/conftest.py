@@ -22,6 +22,7 @@ from lib.rendered.shape import generic_hand
 from lib.tracking import Tracker
 from lib.transforms import homogeneous, quaternion_rotation
 
+pytest_plugins = ("browser",)
 ROOT = Path(__file__).parents[1]
 TINY = NetworkConfig(stem="unshuffle", widths=(8, 8, 8), blocks=(1, 1, 1))
 WIDTH, HEIGHT = 64, 48

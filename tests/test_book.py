@@ -86,7 +86,8 @@ def project(tmp_path_factory) -> Path:
     (root / "notebooks" / "01_first.ipynb").write_text(notebook("First", "committed", root / "square.png"))
     (root / "notebooks" / "02_second.ipynb").write_text(notebook("Second", "committed", root / "square.png"))
     (executed / "01_first.ipynb").write_text(notebook("First", "executed anew", root / "square.png"))
-    (root / "results" / "reference" / VIEWER).write_text("<title>Hands</title>")
+    (root / "results" / "reference" / "report").mkdir(parents=True)
+    (root / "results" / "reference" / "report" / VIEWER).write_text("<title>Hands</title>")
     return root
 
 

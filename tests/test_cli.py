@@ -15,6 +15,8 @@ from conftest import ROOT, TinyRecording, tiny_recording, write_gray_video
 
 from lib.checkpoints import save_network
 from lib.cli import main
+from lib.files import sha256_of
+from lib.live.confidence import SIGNS, Confidence, confidence_path
 from lib.metrics import mpjpe
 from lib.multistage.detection import DetNet, DetNetConfig
 from lib.multistage.keypoints import KeyNet, KeyNetConfig
@@ -28,7 +30,8 @@ FRAMES = 4
 
 @pytest.fixture
 def files(tmp_path, weights) -> dict[str, str]:
-    """A tiny recording, weights and a generic hand, by the name of their option."""
+    """A tiny recording, weights with a confidence beside them and a generic hand, by the name of their option."""
+    Confidence(torch.zeros(SIGNS).double(), 5.0).save(confidence_path(weights), {"network_sha256": sha256_of(weights)})
     video = tiny_recording(FRAMES).write(tmp_path)
     hand = tmp_path / "hand.json"
     hand.write_text(json.dumps(json.loads(video.with_suffix(".json").read_text())["hand_model"]))
@@ -104,6 +107,9 @@ def test_the_methods_refuse_each_others_weights_and_options(files, baseline, res
     assert "no weights at" in capsys.readouterr().err
     assert track(files, results, "--crops", "own", "--detector", f"{baseline}/keynet.safetensors") == 2
     assert "holds the weights of a KeyNet, expected those of a DetNet" in capsys.readouterr().err
+    confidence_path(Path(files["--weights"])).unlink()
+    assert track(files, results, "--crops", "own", "--detector", f"{baseline}/detnet.safetensors") == 2
+    assert "which tells how sure predictions are: " in capsys.readouterr().err
     files["--weights"] = f"{baseline}/keynet.safetensors"
     assert track(files, results) == 2
     assert "holds the weights of a KeyNet, expected those of a UmeTrack" in capsys.readouterr().err

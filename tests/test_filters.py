@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from lib.errors import InputError
 from lib.filters import BETAS, FRAMES_PER_SECOND, OneEuroFilter, search_one_euro
 from lib.metrics import mpjpa, mpjpe
 
@@ -62,6 +63,31 @@ def test_a_lost_hand_starts_afresh(rng):
     np.testing.assert_array_equal(filtered[:, :20], smoothing(tracked[:, :20], ALL[:, :20]))
     np.testing.assert_array_equal(filtered[:, 20:25], tracked[:, 20:25])
     np.testing.assert_array_equal(filtered[:, 25:], smoothing(tracked[:, 25:], ALL[:, 25:]))
+
+
+def run(smoothing: OneEuroFilter, keypoints: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Filtered frame by frame, as a live tracker does."""
+    state, filtered = None, []
+    for frame, time in enumerate(times):
+        state = smoothing.smooth(keypoints[:, frame], ALL[:, frame], float(time), state)
+        filtered.append(state.keypoints_mm)
+    return np.stack(filtered, axis=1)
+
+
+def test_frame_by_frame_it_is_the_same_filter(rng):
+    tracked, _ = noisy_wave(rng)
+    smoothing = OneEuroFilter(1.0, 0.01)
+    times = np.arange(FRAMES) / FRAMES_PER_SECOND
+    np.testing.assert_allclose(run(smoothing, tracked, times), smoothing(tracked, ALL), atol=1e-9)
+    some = slice(None, None, 3)
+    slower = OneEuroFilter(1.0, 0.01, FRAMES_PER_SECOND / 3)
+    np.testing.assert_allclose(run(slower, tracked[:, some], times[some]), slower(tracked[:, some], ALL[:, some]))
+
+
+@pytest.mark.parametrize("wrong", [(0.0, 0.1), (1.0, -0.1), (float("nan"), 0.1)])
+def test_what_is_no_filter_is_refused(wrong):
+    with pytest.raises(InputError, match="expected a cutoff above 0 and a beta that is not below"):
+        OneEuroFilter(*wrong)
 
 
 def test_smooth_at_rest_and_quick_in_motion(rng):

@@ -6,10 +6,10 @@ import argparse
 import math
 from pathlib import Path
 
-import torch
-
 from lib.cores import available_cores
-from lib.machines import PRECISIONS
+
+FASTEST = "fastest"
+"""The device that is taken unless another is given: a GPU, if there is one."""
 
 
 def add_profile(command: argparse.ArgumentParser) -> None:
@@ -20,8 +20,7 @@ def add_profile(command: argparse.ArgumentParser) -> None:
 
 def add_device(command: argparse.ArgumentParser) -> None:
     """Add --device; a command that has it computes here."""
-    fastest = "cuda" if torch.cuda.is_available() else "cpu"
-    command.add_argument("--device", type=_device, default=fastest)
+    command.add_argument("--device", type=_device, default=FASTEST, help="cpu, cuda, cuda:1 (default: a GPU, if any)")
 
 
 def add_workers(command: argparse.ArgumentParser) -> None:
@@ -45,6 +44,20 @@ def add_method(command: argparse.ArgumentParser, choices: tuple[str, ...] = ("um
     )
 
 
+def add_calibration(command: argparse.ArgumentParser) -> None:
+    """Add what the calibration of an unknown skeleton takes."""
+    command.add_argument(
+        "--generic-hand", type=Path, help="JSON of the hand whose scale is calibrated (default: this study's own)"
+    )
+    command.add_argument(
+        "--calibration-samples",
+        type=positive,
+        default=30,
+        metavar="N",
+        help="scales that umetrack averages (default: %(default)s)",
+    )
+
+
 def add_shard(command: argparse.ArgumentParser) -> None:
     """Add --shard."""
     command.add_argument("--shard", type=_shard, default=(1, 1), metavar="K/N", help="only the K-th of N parts")
@@ -54,7 +67,7 @@ def add_precision(command: argparse.ArgumentParser) -> None:
     """Add --precision."""
     command.add_argument(
         "--precision",
-        choices=PRECISIONS,
+        choices=("float32", "bfloat16"),
         help="of the trained convolutions (default: what the device multiplies natively)",
     )
 
@@ -78,6 +91,11 @@ def above_zero(text: str) -> float:
 
 
 def _device(text: str) -> str:
+    """A device that is there. A default is read as if it were given, once it is known which command runs."""
+    import torch  # not before: see lib.cli.parser
+
+    if text == FASTEST:
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(text)
         if device.type != "cuda":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 import torch
 
@@ -12,24 +11,6 @@ from lib.errors import InputError
 from lib.files import refuse_overwriting, write_atomically
 from lib.formats.calibrations import read_rig
 from lib.recordings import rig_to_json
-
-
-def add_import_calibration(commands) -> None:
-    """Add `import-calibration`."""
-    command = commands.add_parser(
-        "import-calibration",
-        help="write the rig part of a recording's .json from a Kalibr, Basalt, OpenCV file",
-    )
-    command.set_defaults(run=import_calibration)
-    command.add_argument("calibration", type=Path, nargs="+", help="one file of all cameras; of OpenCV or ROS one each")
-    command.add_argument("--output", type=Path, required=True, help=".json beside the video, of the same name")
-    command.add_argument(
-        "--angles",
-        type=float,
-        nargs="+",
-        metavar="DEG",
-        help="by how much each camera is turned from upright (default: as if the first one were upright)",
-    )
 
 
 def import_calibration(options: argparse.Namespace) -> None:

@@ -13,42 +13,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lib.cli.arguments import add_device, add_method, add_shard, add_workers
-from lib.cli.track import Method, add_calibration, method_of
+from lib.cli.track import RELEASED, Method, method_of
 from lib.errors import InputError
 from lib.files import BROKEN_ARRAYS, load_arrays, working_in, write_atomically
 from lib.formats.folders import RecordingName, files_of, find_contents, find_recordings
 from lib.machines import in_processes
 from lib.recordings import read_recording
 from lib.study.evaluation import challenge_table, evaluation_table
-from lib.study.results import ROOT, results_folder
+from lib.study.results import ROOT
 from lib.study.tables import MPJPA, MPJPE
 from lib.tracking import Tracks
-
-RELEASED = {"umetrack": "full_temporal_loss.safetensors", "multistage": ""}
-"""The weights of a method among the released ones: a file, or all of them."""
-
-
-def add_evaluate(commands) -> None:
-    """Add `evaluate`."""
-    command = commands.add_parser("evaluate", help="track all recordings of a folder and print the paper's table")
-    command.set_defaults(run=run_evaluate)
-    command.add_argument("folder", type=Path, help="recordings, clips (.tar) or training shards, at any depth")
-    add_method(command, choices=("umetrack", "multistage", "all"))
-    command.add_argument(
-        "--weights",
-        type=Path,
-        help="as of track (default: the released ones); of all methods: a folder like results/reference/checkpoints",
-    )
-    command.add_argument("--official", type=Path, metavar="FILE", help="the published weights, as one more method")
-    command.add_argument("--skeleton", choices=("known", "unknown", "both"), default="both")
-    add_calibration(command)
-    command.add_argument("--split", choices=("training", "testing"), help="only recordings in folders of this name")
-    command.add_argument("--metrics", choices=("paper", "challenge"), default="paper")
-    command.add_argument("--output", type=Path, help="folder of tracks and tables (default: results/evaluation)")
-    add_shard(command)
-    add_workers(command)
-    add_device(command)
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
@@ -76,12 +50,11 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
 def _methods(options: argparse.Namespace) -> dict[str, Method]:
     """What is asked for, by name. Raises InputError for weights that are missing."""
-    released = options.weights or results_folder("reference") / "checkpoints"
-    methods = {}
-    for name in RELEASED if options.method == "all" else (options.method,):
-        given = options.weights is not None and options.method != "all"
-        chosen = {"method": name, "weights": options.weights if given else released / RELEASED[name]}
-        crops = {"crops": "labelled"} if options.method == "all" and name == "umetrack" else {}
+    every, methods = options.method == "all", {}
+    for name in RELEASED if every else (options.method,):
+        weights = options.weights / RELEASED[name] if every and options.weights else options.weights
+        chosen = {"method": name, "weights": weights}
+        crops = {"crops": "labelled"} if every and name == "umetrack" else {}
         methods[name] = method_of(argparse.Namespace(**vars(options) | chosen | crops))
     if options.official is not None:
         chosen = {"method": "umetrack", "weights": options.official, "crops": "labelled"}

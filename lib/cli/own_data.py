@@ -1,5 +1,5 @@
 """Data of one's own: `survey` says what a folder offers, `import` makes a training cache of it, `export` writes others'
-layouts."""
+layouts, and networks as ONNX."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from lib.cli.arguments import add_shard, add_workers, positive
+from lib.cli.onnx_export import export_onnx
 from lib.crop_cache import CropSequence
 from lib.errors import InputError
 from lib.files import refuse_overwriting
@@ -22,17 +22,6 @@ from lib.machines import in_processes
 from lib.recordings import read_recording
 from lib.study.own_data import import_training, missing, survey
 
-FRAMES = 64
-"""Of a clip of a shard, unless it is asked for otherwise."""
-EXPORTED = ("torch_data", "challenge")
-
-
-def add_survey(commands) -> None:
-    """Add `survey`."""
-    command = commands.add_parser("survey", help="say what a folder offers the study, and what is missing in it")
-    command.set_defaults(run=run_survey)
-    command.add_argument("folder", type=Path, help="recordings, clips (.tar) or training shards, at any depth")
-
 
 def run_survey(options: argparse.Namespace) -> None:
     """Print what there is, and what that disables."""
@@ -42,15 +31,6 @@ def run_survey(options: argparse.Namespace) -> None:
         print(f"cannot be read: {problem}")
     for name, disabled in missing(offered).items():
         print(f"no {name.replace('_', ' ')}: {disabled}")
-
-
-def add_import(commands) -> None:
-    """Add `import`."""
-    command = commands.add_parser("import", help="make a training cache, data/NAME, of the recordings of a folder")
-    command.set_defaults(run=run_import)
-    command.add_argument("folder", type=Path, help="recordings, clips (.tar) or training shards, at any depth")
-    command.add_argument("--name", help="of the folder in data and in results (default: that of the folder)")
-    add_workers(command)
 
 
 def run_import(options: argparse.Namespace) -> int:
@@ -64,25 +44,16 @@ def run_import(options: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def add_export(commands) -> None:
-    """Add `export`."""
-    command = commands.add_parser("export", help="write recordings, or a training cache, in another public layout")
-    command.set_defaults(run=run_export)
-    command.add_argument("folder", type=Path, help="recordings of any layout, or a rendered dataset's crops")
-    command.add_argument("--format", choices=EXPORTED, required=True)
-    command.add_argument("--output", type=Path, required=True, help="folder of what is written")
-    command.add_argument("--frames", type=positive, default=FRAMES, help="of a clip of a shard (default: %(default)s)")
-    command.add_argument("--without-labels", action="store_true", help="challenge: as the sequences of its test split")
-    add_shard(command)
-    add_workers(command)
-
-
 def run_export(options: argparse.Namespace) -> int:
-    """Write what is not written yet: a shard for each protocol, user and split, or a .tar for each recording.
+    """Write what is not written yet: a shard for each protocol, user and split, a .tar for each recording, or an ONNX
+    file, which is always written.
 
     The exit code is 1 if some failed.
     """
-    sources = _sources(options.folder)
+    if options.format == "onnx":
+        export_onnx(options.source, options.output)
+        return 0
+    sources = _sources(options.source)
     groups: dict[Path, list[Path]] = {}
     for source in sources:
         groups.setdefault(_target(RecordingName.of(source), options), []).append(source)

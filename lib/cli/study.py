@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from lib.checkpoints import load_network
-from lib.cli.arguments import (
-    above_zero,
-    add_device,
-    add_method,
-    add_precision,
-    add_profile,
-    add_shard,
-    add_workers,
-    positive,
-)
-from lib.cli.track import Method, check_trackable
+from lib.cli.track import DETECTOR, Method, check_trackable, released_weights
 from lib.errors import InputError
+from lib.live.confidence import read_confidence
+from lib.live.engines import onnx_engine
+from lib.live.onnx_files import open_session
+from lib.live.tracker import LiveTracker
 from lib.machines import process_group
+from lib.multistage.detection import detect
+from lib.multistage.networks import detnet
 from lib.network import UmeTrack
 from lib.recordings import read_recording
 from lib.rendered.dataset import PROFILES, render_dataset, render_shard
@@ -32,31 +31,17 @@ from lib.study.benchmarks import (
     benchmark_tracking,
     benchmark_training,
 )
-from lib.study.experiments import EXPERIMENTS, PUBLISHED_NETWORK, REFERENCE_NETWORK, train_experiment
+from lib.study.experiments import EXPERIMENTS, PUBLISHED_NETWORK, REFERENCE_NETWORK, about_experiment, train_experiment
+from lib.study.live_benchmarks import PlainTracker, benchmark_live, soak
 from lib.study.live_confidence import fit_confidence
 from lib.study.methods import make_predictions
 from lib.study.methods import tune as tune_methods
 from lib.study.own_data import can_be_trained, read_own
-from lib.study.recipe import VARIANTS
+from lib.study.recipe import VARIANTS, about_variant
 from lib.study.recipe import search as search_recipe
 from lib.study.results import ROOT
 from lib.study.results_pages import write_results
 from lib.study.settings import read_settings
-
-
-def _add_render(commands) -> None:
-    command = commands.add_parser("render", help="render the dataset: test recordings and the training cache")
-    command.set_defaults(run=render)
-    command.add_argument("--profile", default="reference", help="smoke or reference")
-    command.add_argument(
-        "--output", type=Path, required=True, help="folder of the dataset; what it holds already is kept"
-    )
-    command.add_argument("--split", choices=("train", "test"), help="default: both")
-    add_workers(command)
-    command.add_argument(
-        "--scale", type=above_zero, default=1.0, help="sequences per user, as a multiple of the profile's"
-    )
-    add_shard(command)
 
 
 def render(options: argparse.Namespace) -> None:
@@ -70,31 +55,6 @@ def render(options: argparse.Namespace) -> None:
             print("when all parts are rendered, run this without --shard: it checks them and writes the index")
         else:
             print(render_dataset(*about, options.scale))
-
-
-def _add_train(commands) -> None:
-    command = commands.add_parser("train", help="train an experiment; several processes by torchrun")
-    command.set_defaults(run=train)
-    command.add_argument("experiment", help=f"one of {', '.join(EXPERIMENTS)}")
-    add_profile(command)
-    command.add_argument(
-        "--minutes",
-        type=above_zero,
-        help="train each phase as long as this takes, instead of the profile's steps",
-    )
-    command.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
-    command.add_argument("--seed", type=int, default=0, help="another one trains EXPERIMENT_seedN")
-    command.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="change the configuration: weights.temporal=0.5",
-    )
-    command.add_argument("--name", help="of a training that is no experiment of the study: required with --set")
-    command.add_argument("--compile", action="store_true", help="compile the convolutions")
-    add_precision(command)
-    add_device(command)
 
 
 def train(options: argparse.Namespace) -> None:
@@ -116,26 +76,17 @@ def train(options: argparse.Namespace) -> None:
         )
 
 
-def _add_experiments(commands) -> None:
-    command = commands.add_parser(
-        "experiments", help="list the experiments; what they begin with is trained when it is needed"
-    )
-    command.set_defaults(run=list_experiments)
-    add_profile(command)
-
-
 def list_experiments(options: argparse.Namespace) -> None:
-    """Print the names of what there is to train; of data of one's own, of what they allow."""
+    """Print what there is to train, a line each that begins with its name; of data of one's own, what they allow."""
     own = read_own(_data(options))
-    print(*(name for name, config in EXPERIMENTS.items() if can_be_trained(config, own)), sep="\n")
+    _print_names({n: about_experiment(n) for n, config in EXPERIMENTS.items() if can_be_trained(config, own)})
 
 
-def _add_predict(commands) -> None:
-    command = commands.add_parser("predict", help="track the test split by every method, where that is not done yet")
-    command.set_defaults(run=run_predict)
-    add_profile(command)
-    add_workers(command)
-    add_device(command)
+def _print_names(described: Mapping[str, str]) -> None:
+    """Print names, and what they name."""
+    width = max(map(len, described), default=0)
+    for name, about in described.items():
+        print(f"{name:{width}}  {about}")
 
 
 def run_predict(options: argparse.Namespace) -> None:
@@ -144,34 +95,17 @@ def run_predict(options: argparse.Namespace) -> None:
     make_predictions(options.profile, _data(options), workers, options.device)
 
 
-def _add_search(commands) -> None:
-    command = commands.add_parser("search", help="train variants of the recipe, briefly; adds to tables/recipe.csv")
-    command.set_defaults(run=run_search)
-    command.add_argument("variants", nargs="*", help="default: all of them")
-    command.add_argument("--crops", type=positive, default=200_000, help="how many crops each of them sees")
-    add_precision(command)
-    add_profile(command)
-    add_device(command)
-
-
 def run_search(options: argparse.Namespace) -> None:
-    """Compare training recipes and print the table."""
+    """Compare training recipes and print the table, or list them."""
+    if options.list:
+        _print_names({name: about_variant(name) for name in VARIANTS})
+        return
     data = _data(options)
     names = options.variants or list(VARIANTS)
     table = search_recipe(
         options.profile, data, generic_hand(), options.device, options.crops, names, options.precision
     )
     print(table.to_string(index=False))
-
-
-def _add_tune(commands) -> None:
-    command = commands.add_parser("tune", help="tune hyperparameters on validation users")
-    command.set_defaults(run=run_tune)
-    command.add_argument(
-        "names", nargs="*", help="one_euro, fit_weights, hand_confidence, pinch_thresholds (default: all)"
-    )
-    add_profile(command)
-    add_device(command)
 
 
 def run_tune(options: argparse.Namespace) -> None:
@@ -182,25 +116,9 @@ def run_tune(options: argparse.Namespace) -> None:
         print(table.drop(columns=table.filter(like="sha256")).to_string(index=False), end="\n\n")
 
 
-def _add_fit_confidence(commands) -> None:
-    command = commands.add_parser(
-        "fit-confidence", help="fit how sure a network's predictions are, which track --crops own needs of it"
-    )
-    command.set_defaults(run=run_fit_confidence)
-    command.add_argument("--weights", type=Path, required=True, help="of the network; the result is written beside")
-    add_profile(command)
-    add_workers(command)
-
-
 def run_fit_confidence(options: argparse.Namespace) -> None:
     """Fit the confidence of a network, and say where it is."""
     print(fit_confidence(options.weights, options.profile, _data(options), options.workers))
-
-
-def _add_results(commands) -> None:
-    command = commands.add_parser("results", help="write the tables of README.md and results/README.md")
-    command.set_defaults(run=results)
-    command.add_argument("--profile", default="reference", help="smoke or reference")
 
 
 def results(options: argparse.Namespace) -> None:
@@ -208,31 +126,11 @@ def results(options: argparse.Namespace) -> None:
     write_results(options.profile, ROOT)
 
 
-def _add_report(commands) -> None:
-    command = commands.add_parser("report", help="make a book, to be read from disk, of notebooks and pages")
-    command.set_defaults(run=report)
-    command.add_argument("--profile", default="reference", help="smoke or reference")
-
-
 def report(options: argparse.Namespace) -> None:
     """Make the book."""
     from lib.study.book import make_book  # here: Sphinx takes a second to import
 
     print(make_book(ROOT, options.profile))
-
-
-def _add_benchmark(commands) -> None:
-    command = commands.add_parser("benchmark", help="time tracking, training, reading of data or rendering")
-    command.set_defaults(run=benchmark)
-    command.add_argument("what", choices=("tracking", "training", "data", "rendering"))
-    command.add_argument("--recording", type=Path, help="what is tracked or, by data, read")
-    add_method(command)
-    command.add_argument("--weights", type=Path, help="as of track (default: published network, random weights)")
-    command.add_argument("--repeats", type=positive, default=5, help="how often everything is measured")
-    add_workers(command)
-    command.add_argument("--threads", type=positive, help="CPU threads (default: one per free core)")
-    add_precision(command)
-    add_device(command)
 
 
 def benchmark(options: argparse.Namespace) -> None:
@@ -245,14 +143,15 @@ def benchmark(options: argparse.Namespace) -> None:
         recording = read_recording(options.recording)
         check_trackable(recording, options.crops, skeleton="known")
         if options.method == "multistage":
-            if options.weights is None:
-                raise InputError("benchmark tracking --method multistage needs --weights FOLDER")
-            tracker = Method("multistage", options.weights, options.crops, options.device).tracker()
+            weights = options.weights or released_weights("multistage")
+            tracker = Method("multistage", weights, options.crops, options.device).tracker()
             stages = tracker.keypoints, tracker.detector
             table = benchmark_multistage(recording, *stages, options.device, options.repeats)
         else:
             network = load_network(options.weights) if options.weights else UmeTrack()
             table = benchmark_tracking(recording, network, options.device, options.repeats)
+    elif options.what in ("live", "soak"):
+        table = _benchmark_live(options)
     elif options.what == "training":
         networks = {"published": PUBLISHED_NETWORK, "reference": REFERENCE_NETWORK}
         table = benchmark_training(networks, options.device, 4 * options.repeats, options.precision)
@@ -265,12 +164,23 @@ def benchmark(options: argparse.Namespace) -> None:
     print(table.to_string(index=False, float_format="{:.2f}".format, na_rep=""))
 
 
+def _benchmark_live(options: argparse.Namespace) -> pd.DataFrame:
+    if options.recording is None:
+        raise InputError(f"benchmark {options.what} needs --recording FILE.mp4, with a hand_model")
+    recording = read_recording(options.recording)
+    check_trackable(recording, "own", skeleton="known")
+    weights = options.weights or released_weights("umetrack")
+    look = partial(detect, detnet(released_weights("multistage") / DETECTOR, "cpu"))
+    about = look, read_confidence(weights), recording.mounting_angles, recording.hand_model
+    engine = onnx_engine(open_session(options.onnx)) if options.onnx else None
+    if options.what == "soak":
+        return soak(recording, LiveTracker(load_network(weights), *about, engine=engine), options.frames)
+    trackers = {"plain crops": PlainTracker(load_network(weights), *about)}
+    trackers["compiled crops"] = LiveTracker(load_network(weights), *about)
+    if engine:
+        trackers["compiled crops, ONNX"] = LiveTracker(load_network(weights), *about, engine=engine)
+    return benchmark_live(recording, trackers, options.repeats)
+
+
 def _data(options: argparse.Namespace) -> Path:
     return options.data or ROOT / "data" / options.profile
-
-
-ADD_COMMANDS = (
-    _add_render, _add_train, _add_experiments, _add_predict, _add_search, _add_tune, _add_fit_confidence,
-    _add_results, _add_report, _add_benchmark,
-)  # fmt: skip
-"""What adds each of these commands to the parser."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Literal
@@ -13,13 +15,15 @@ from typing import Literal
 import torch
 
 from lib.checkpoints import load_network
-from lib.cli.arguments import add_device, add_method, positive
 from lib.errors import InputError
 from lib.files import refuse_overwriting, sha256_of
+from lib.filters import OneEuroFilter
 from lib.formats.folders import files_of
 from lib.formats.hand_files import read_hand
-from lib.formats.tracked_files import FORMATS, write_tracks
+from lib.formats.tracked_files import write_tracks
+from lib.hands import HAND_NAMES
 from lib.live.confidence import confidence_path, read_confidence
+from lib.live.realtime import Play, RealTime, in_order
 from lib.live.recordings import StreamTracker
 from lib.live.tracker import LiveTracker
 from lib.metrics import auc, mpjpa, mpjpe, pck
@@ -34,70 +38,61 @@ from lib.study.results import results_folder
 from lib.tracking import CALIBRATION_SAMPLES, Tracker, Tracks
 
 
-def add_track(commands) -> None:
-    """Add `track`."""
-    command = commands.add_parser("track", help="track the hands of a recording and compare them with its labels")
-    command.set_defaults(run=run_track)
-    command.add_argument(
-        "recording",
-        type=Path,
-        help="video with its .json beside it (raw_data layout), .json that names its videos, clip (.tar), or "
-        "clip of a training shard (SHARD/clip_000000)",
-    )
-    add_method(command)
-    command.add_argument(
-        "--weights",
-        type=Path,
-        required=True,
-        help=".safetensors of this project or the published checkpoint; multistage: folder of keynet and detnet",
-    )
-    command.add_argument("--skeleton", choices=("known", "unknown"), default="known")
-    add_calibration(command)
-    command.add_argument("--output", type=Path, required=True, help="file of poses and keypoints (mm, rad, world)")
-    command.add_argument("--format", choices=FORMATS, default="npz", help="of the output (default: %(default)s)")
-    command.add_argument("--overlay", type=Path, help=".mp4 with the tracked hands drawn on the views")
-    add_device(command)
-
-
-def add_calibration(command: argparse.ArgumentParser) -> None:
-    """Add what the calibration of an unknown skeleton takes."""
-    command.add_argument(
-        "--generic-hand", type=Path, help="JSON of the hand whose scale is calibrated (default: this study's own)"
-    )
-    command.add_argument(
-        "--calibration-samples",
-        type=positive,
-        default=CALIBRATION_SAMPLES,
-        metavar="N",
-        help="scales that umetrack averages (default: %(default)s)",
-    )
-
-
 def run_track(options: argparse.Namespace) -> None:
     """Track a recording, save the result, print the metrics."""
-    method = method_of(options)
-    refuse_overwriting({"--output": options.output, "--overlay": options.overlay}, _tracked_files(options))
+    if options.realtime and (options.crops, options.method) != ("own", "umetrack"):
+        raise InputError("--realtime is for crops of the tracker's own: add --crops own, without --method multistage")
+    smoothing = OneEuroFilter(*options.smooth) if options.smooth else None
+    play = RealTime() if options.realtime else in_order
+    method = replace(method_of(options), play=play)
+    read = _tracked_files(options, method)
+    refuse_overwriting({"--output": options.output, "--overlay": options.overlay}, read)
     recording = read_recording(options.recording)
     tracks = method.track(recording, options.skeleton)
+    frames = play.shown if options.realtime else range(len(recording))
+    if smoothing:
+        tracks = smoothed(tracks, smoothing, recording, frames)
     write_tracks(tracks, recording, options.output, options.format)
     print(describe(tracks))
+    if options.realtime:
+        print(play.describe(recording))
     if options.overlay:
         write_overlay(recording, tracks, options.overlay)
 
 
-def _tracked_files(options: argparse.Namespace) -> dict[str, Path]:
+def smoothed(tracks: Tracks, smoothing: OneEuroFilter, recording: Recording, frames: Iterable[int]) -> Tracks:
+    """The tracks with filtered landmarks; other than the given `frames` were not shown. Poses are left as they are."""
+    keypoints, state = tracks.tracked_keypoints.copy(), None
+    for frame in frames:
+        time = frame / recording.frames_per_second
+        state = smoothing.smooth(keypoints[:, frame], tracks.valid_tracking[:, frame], time, state)
+        keypoints[:, frame] = state.keypoints_mm
+    return replace(tracks, tracked_keypoints=keypoints)
+
+
+def _tracked_files(options: argparse.Namespace, method: Method) -> dict[str, Path]:
     """What `track` reads, by the names that its messages give them."""
     files = {f"of the recording, {path.name}": path for path in files_of(options.recording)}
-    files["the generic hand"] = options.generic_hand
-    for path in [options.weights, *(options.weights.glob("*.safetensors") if options.weights.is_dir() else ())]:
-        files[f"of the weights, {path.name}"] = path
-    return {name: path for name, path in files.items() if path is not None}
+    if options.generic_hand:
+        files["the generic hand"] = options.generic_hand
+    of_folder = method.weights.glob("*.safetensors") if method.weights.is_dir() else ()
+    return files | {f"of the weights, {path.name}": path for path in [*method.files(), *of_folder]}
 
 
 def method_of(options: argparse.Namespace) -> Method:
     """The method that is asked for."""
-    generic, samples = options.generic_hand, options.calibration_samples
-    return Method(options.method, options.weights, options.crops, options.device, generic, samples, options.detector)
+    weights, generic = options.weights or released_weights(options.method), options.generic_hand
+    samples = options.calibration_samples
+    return Method(options.method, weights, options.crops, options.device, generic, samples, options.detector)
+
+
+RELEASED = {"umetrack": "full_temporal_loss.safetensors", "multistage": ""}
+"""The weights of a method among the released ones: a file, or all of them."""
+
+
+def released_weights(method: str) -> Path:
+    """The weights of a method unless others are given."""
+    return results_folder("reference") / "checkpoints" / RELEASED[method]
 
 
 DETECTOR = "detnet.safetensors"
@@ -118,13 +113,15 @@ class Method:
     calibration_samples: int = CALIBRATION_SAMPLES
     detector: Path | None = None
     """Weights of the detector; None: those beside the others, or the released ones."""
+    play: Play = in_order
+    """How the recording is shown to a tracker with crops of its own."""
 
     def tracker(self) -> Tracker | StreamTracker | MultistageTracker:
         """A new tracker. Raises InputError if weights are missing."""
         if self.name == "umetrack" and self.crops == "own":
             sees = partial(detect, detnet(self._detector(), self.device))
             parts = load_network(self.weights), sees, read_confidence(self.weights)
-            return StreamTracker(partial(LiveTracker, *parts, device=self.device))
+            return StreamTracker(partial(LiveTracker, *parts, device=self.device), self.play)
         if self.name == "umetrack":
             return Tracker(load_network(self.weights), self.device)
         detects = detector(self._detector(), self.device) if self.crops == "own" else None
@@ -160,6 +157,8 @@ class Method:
         """A hash of all that decides what it finds. Raises InputError if a file is missing."""
         for path in self.files():
             if not path.is_file():
+                if path == confidence_path(self.weights):
+                    read_confidence(self.weights)  # says what to do
                 raise InputError(f"no weights at {path}: give those of {self.name} by --weights")
         about = [TRACKS_VERSION, self.name, self.crops, self.calibration_samples, *map(sha256_of, self.files())]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
@@ -212,6 +211,9 @@ def describe(tracks: Tracks) -> str:
         ]
     else:
         lines.append("no tracked hand has ground truth (labels and hand_model): there is nothing to compare with")
+    if tracks.pinches is not None:
+        counts = Counter(pinch.hand for pinch in tracks.pinches)
+        lines.append(f"pinches                 {', '.join(f'{n} {counts[h]}' for h, n in enumerate(HAND_NAMES))}")
     if tracks.scale is not None:
         lines.append(f"scale of generic hand   {tracks.scale:.4f}")
     return "\n".join(lines)

@@ -17,8 +17,6 @@ from lib.hands import HAND_NAMES, LANDMARKS, NUM_JOINTS
 from lib.recordings import Recording, labels_to_json
 from lib.tracking import Tracks
 
-FORMATS = ("npz", "json", "csv", "raw_data")
-
 
 def write_tracks(tracks: Tracks, recording: Recording, path: Path, form: str = "npz") -> None:
     """Write the tracks of a recording, with their poses, under the final name only when complete.
@@ -29,7 +27,7 @@ def write_tracks(tracks: Tracks, recording: Recording, path: Path, form: str = "
     if form == "npz":
         tracks.save(path, recording.frames_per_second)
         return
-    text = {"json": _json, "csv": _csv, "raw_data": _raw_data}[form](tracks, recording)
+    text = TEXTS[form](tracks, recording)
     write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
@@ -42,6 +40,8 @@ def _json(tracks: Tracks, recording: Recording) -> str:
     for hand, name in enumerate(HAND_NAMES):
         valid = arrays["valid_tracking"][hand]
         content[name] = {"confidence": arrays["confidence"][hand].tolist()}
+        if tracks.pinches is not None:
+            content[name]["pinches"] = [{"begin": p.begin, "end": p.end} for p in tracks.pinches if p.hand == hand]
         for field, stored in (("joint_angles",) * 2, ("world_from_wrist",) * 2, ("landmarks", "tracked_keypoints")):
             content[name][field] = [
                 v if ok else None for v, ok in zip(arrays[stored][hand].tolist(), valid, strict=True)
@@ -50,26 +50,29 @@ def _json(tracks: Tracks, recording: Recording) -> str:
 
 
 def _csv(tracks: Tracks, recording: Recording) -> str:
-    """A row for each tracked hand in each frame."""
+    """A row for each tracked hand in each frame; of a live tracker, 1 where it pinches."""
     arrays = tracks.arrays(recording.frames_per_second)
     angles = [f"joint_angle_{joint}" for joint in range(NUM_JOINTS)]
     points = [f"{name.replace(' ', '_')}_{axis}" for name in LANDMARKS for axis in "xyz"]
     wrist = [f"wrist_{axis}" for axis in ("x", "y", "z", "qw", "qx", "qy", "qz")]
     text = StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["frame", "timestamp", "hand", "confidence", *wrist, *angles, *points])
+    pinching = [] if tracks.pinches is None else ["pinching"]
+    rows.writerow(["frame", "timestamp", "hand", "confidence", *pinching, *wrist, *angles, *points])
     for frame, hand in np.argwhere(tracks.valid_tracking.T).tolist():
         pose = arrays["world_from_wrist"][hand, frame]
         rotation = Rotation.from_matrix(pose[:3, :3]).as_quat(scalar_first=True)
         numbers = (pose[:3, 3], rotation, arrays["joint_angles"][hand, frame], arrays["tracked_keypoints"][hand, frame])
-        before = (
-            frame,
-            f"{arrays['timestamps'][frame]:.6f}",
-            HAND_NAMES[hand],
-            f"{arrays['confidence'][hand, frame]:.4f}",
-        )
+        time = arrays["timestamps"][frame]
+        before = [frame, f"{time:.6f}", HAND_NAMES[hand], f"{arrays['confidence'][hand, frame]:.4f}"]
+        before += [int(_pinches(tracks, hand, time))] if pinching else []
         rows.writerow([*before, *(f"{value:.6f}" for value in np.concatenate([part.ravel() for part in numbers]))])
     return text.getvalue()
+
+
+def _pinches(tracks: Tracks, hand: int, time: float) -> bool:
+    """Whether a hand pinches: from the frame in which that begins to the one before that in which it ends."""
+    return any(p.hand == hand and p.begin <= time and (p.end is None or time < p.end) for p in tracks.pinches)
 
 
 def _raw_data(tracks: Tracks, recording: Recording) -> str:
@@ -78,3 +81,7 @@ def _raw_data(tracks: Tracks, recording: Recording) -> str:
     frames = {"joint_angles": poses.joint_angles, "world_from_wrist": poses.world_from_wrist, "labelled": valid}
     tracked = {name: values.transpose(0, 1).contiguous() for name, values in frames.items()}
     return json.dumps(labels_to_json(replace(recording, hand_model=poses.model, pinch=None, **tracked)))
+
+
+TEXTS = {"json": _json, "csv": _csv, "raw_data": _raw_data}
+"""What writes each form but npz."""

@@ -22,13 +22,14 @@ from lib.crops import Crops, take_crops
 from lib.hands import HANDS, HandModel, PosedHands, for_hand
 from lib.live.confidence import Confidence, signs
 from lib.live.crops import PreparedHand, crop_hands
+from lib.live.engines import Engine, torch_engine
 from lib.live.hands import Detect, LiveHands, check_frame, pinching
 from lib.multistage.detection import PRESENCE_THRESHOLD
 from lib.multistage.fit import HandPose
 from lib.multistage.hand_crops import detected_crops
 from lib.multistage.tracker import Memory
 from lib.network import TemporalState, UmeTrack
-from lib.tracking import CALIBRATION_SAMPLES, advance, prepare_for_inference
+from lib.tracking import CALIBRATION_SAMPLES, prepare_for_inference
 
 TRUSTED, FOLLOWED, BEGINS = 2.2, -2.0, 0.0
 """Logarithms of the odds that a hand is right: above which it is tracked; above which it is still followed, though not
@@ -94,7 +95,8 @@ class LiveTracker:
 
     With a `hand_model` the skeleton is known; without, the scale of the `generic` hand is found while tracking: the
     mean of what regressor U says of hands that two cameras see, until there are so many `samples` (§5.3). Deviation:
-    poses are those of regressor K from the first frame on, with the hand as scaled so far.
+    poses are those of regressor K from the first frame on, with the hand as scaled so far. An `engine` with the weights
+    of the network does its work, but for regressor U (default: the network itself).
     """
 
     def __init__(
@@ -107,10 +109,12 @@ class LiveTracker:
         generic: HandModel | None = None,
         samples: int = CALIBRATION_SAMPLES,
         device: torch.device | str = "cpu",
+        engine: Engine | None = None,
     ):
         if hand_model is None and generic is None:
             raise ValueError("a tracker needs the user's hand_model, or a generic hand to scale")
         self.network = prepare_for_inference(network).to(device)
+        self.engine = engine or torch_engine(self.network)
         self.detect, self.confidence = detect, confidence
         self.mounting_angles, self.device = mounting_angles, torch.device(device)
         self.hand_model, self.generic, self.samples = hand_model, generic, samples
@@ -213,19 +217,17 @@ class LiveTracker:
         if not len(hands):
             return _Seen(found, expected_landmarks, logit, torch.zeros(HANDS).double(), before)
         crops = crops.to(self.device)
-        extracted = self.network.extract(crops)
-        features, temporal = advance(self.network, extracted, crops, hands, before)
-        prediction = self.network.known(features, crops, hand.on_device)
-        found.joint_angles[hands] = prediction.joint_angles.double().cpu()
-        found.world_from_wrist[hands] = prediction.world_from_wrist.double().cpu()
+        output = self.engine(crops, hands, hand.on_device, before)
+        found.joint_angles[hands] = output.known.joint_angles.double().cpu()
+        found.world_from_wrist[hands] = output.known.world_from_wrist.double().cpu()
         landmarks = hand.prepared.landmarks(_pose(found))
         shift = landmarks - expected_landmarks
-        logit[hands] = self.confidence.logit(signs(extracted, crops, shift[hands].to(self.device))).cpu()
+        logit[hands] = self.confidence.logit(signs(output.extracted, crops, shift[hands].to(self.device))).cpu()
         exists = _within_reach(landmarks, cameras) & logit.isfinite()
         if self.hand_model is None and (good := crops.two_views & (logit[hands] > BEGINS).to(self.device)).any():
-            scales = tuple(self.network.unknown(features[good], crops[good]).scale.tolist())
+            scales = tuple(self.network.unknown(output.features[good], crops[good]).scale.tolist())
         moved, logit = shift.norm(dim=-1).mean(dim=-1), logit.where(exists, -math.inf)
-        return _Seen(replace(found, exists=exists), landmarks, logit, moved, temporal, scales)
+        return _Seen(replace(found, exists=exists), landmarks, logit, moved, output.after, scales)
 
     def _hand_of_scale(self, scale: float | None) -> _Hand:
         """The user's hand, or the generic one at a scale."""

@@ -73,7 +73,7 @@ def make_book(root: Path, profile: str) -> Path:
     Its pages are those of the folder `root`, its notebooks those that were executed for the profile; those of
     `reference` are committed, too. Raises InputError if one of them, or a table, is missing.
     """
-    viewer = results_folder(profile) / VIEWER
+    viewer = results_folder(profile) / "report" / VIEWER
     output = (root / "results" if profile == "reference" else results_folder(profile)) / "report"
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output.parent, prefix=".report-") as scratch:
@@ -150,7 +150,7 @@ class _Pages:
 
     def _contents(self) -> str:
         """What the front page has in the book besides its own text."""
-        viewer = results_folder(self.profile) / VIEWER
+        viewer = results_folder(self.profile) / "report" / VIEWER
         parts = [f'\n<a href="{VIEWER}">The hands in 3D</a>\n'] if viewer.is_file() else []
         if self.profile != "reference":
             parts.append(f"\nTables and notebooks are those of `{self.profile}`; all text is about `reference`.\n")

@@ -29,7 +29,7 @@ from lib.network import NetworkConfig, UmeTrack
 from lib.rendered.index import split_users, training_files
 from lib.study.own_data import read_own
 from lib.study.results import ROOT, results_folder
-from lib.study.settings import with_settings
+from lib.study.settings import differences, with_settings
 from lib.training import Run, Task, TrainingConfig, fit_to_minutes
 
 PUBLISHED_NETWORK = NetworkConfig()
@@ -145,6 +145,22 @@ def experiment_and_seed(run: str) -> tuple[str, int]:
     """What `train_experiment` made a run's name of."""
     name, _, seed = run.partition(_SEED)
     return name, int(seed or 0)
+
+
+_BASES = {
+    "full": "end-to-end network, L_pose alone",
+    "keynet": "keypoints of the multi-stage baseline",
+    "detnet": "detector of the baseline, and of --crops own",
+}
+"""What the others of the same kind are compared with."""
+
+
+def about_experiment(name: str) -> str:
+    """What an experiment is, in words or by the settings that change another one."""
+    if name in _BASES:
+        return _BASES[name]
+    base = next(base for base in _BASES if type(EXPERIMENTS[base]) is type(EXPERIMENTS[name]))
+    return f"{base} with {', '.join(map('='.join, differences(EXPERIMENTS[base], EXPERIMENTS[name]).items()))}"
 
 
 def is_experiment(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, islice
 
 import numpy as np
@@ -12,10 +12,8 @@ import torch
 from tqdm import tqdm
 
 from lib.crops import make_crops
-from lib.live.confidence import Confidence
-from lib.live.hands import Detect, LiveHands
+from lib.live.hands import LiveHands
 from lib.live.tracker import LiveTracker
-from lib.network import UmeTrack
 from lib.recordings import Recording
 from lib.study.benchmarks import Stopwatch, own_memory_mb, timing_summary
 
@@ -30,27 +28,30 @@ class PlainTracker(LiveTracker):
         return make_crops(images, cameras, self.mounting_angles, posed, min_views=1)
 
 
-def benchmark_live(
-    recording: Recording, make_network: Callable[[], UmeTrack], detect: Detect, confidence: Confidence, repeats: int
-) -> pd.DataFrame:
-    """Time decoding and steps of the live tracker through a recording with a known skeleton, on the CPU.
+def benchmark_live(recording: Recording, trackers: Mapping[str, LiveTracker], repeats: int) -> pd.DataFrame:
+    """Time decoding and steps of live trackers through a recording, on the CPU; they take turns.
 
-    The tracker with plain crops takes turns with it. The first pass of each warms up and is not counted. Columns as in
-    `speed.csv`, and `apart_mm`: by how much landmarks of the two differ at most.
+    The first pass of each warms up and is not counted. Columns as in `speed.csv`, and `apart_mm`: by how much landmarks
+    of a tracker differ from those of the first one, in the median over the hands that both track.
     """
-    about = detect, confidence, recording.mounting_angles, recording.hand_model
-    trackers = {"live": LiveTracker(make_network(), *about), "live, plain crops": PlainTracker(make_network(), *about)}
     hands = {name: list(_followed(recording, tracker, Stopwatch("cpu"), name)) for name, tracker in trackers.items()}
     watch = Stopwatch("cpu")
     for _ in range(repeats):
         for name, tracker in trackers.items():
             for _ in _followed(recording, tracker, watch, name):
                 pass
+    first = next(iter(hands.values()))
+    apart = {name: _apart_mm(first, other) for name, other in hands.items()}
+    table = timing_summary(watch)
+    return table.assign(apart_mm=table.stage.str.rpartition(": ")[0].map(apart))
+
+
+def _apart_mm(hands: Sequence[LiveHands], others: Sequence[LiveHands]) -> float:
     apart = [
-        (one.landmarks - other.landmarks).norm(dim=-1)[one.tracked & other.tracked].flatten()
-        for one, other in zip(*hands.values(), strict=True)
+        (one.landmarks - other.landmarks).norm(dim=-1).mean(dim=-1)[one.tracked & other.tracked]
+        for one, other in zip(hands, others, strict=True)
     ]
-    return timing_summary(watch).assign(apart_mm=1000 * float(torch.cat(apart).max()))
+    return 1000 * float(torch.cat(apart).median())
 
 
 def _followed(recording: Recording, tracker: LiveTracker, watch: Stopwatch, name: str) -> Iterator[LiveHands]:

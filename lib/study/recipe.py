@@ -33,6 +33,7 @@ from lib.study.experiments import (
     read_pretrained,
 )
 from lib.study.results import results_folder, save_table
+from lib.study.settings import differences
 from lib.training import Run
 
 
@@ -125,6 +126,18 @@ VARIANTS: dict[str, Recipe] = {
     "encoder from random weights, 24, 48, 96 channels": BASE.from_random(24, 48, 96),
     "encoder from random weights, 48, 96, 160 channels": BASE.from_random(48, 96, 160),
 }
+
+
+def about_variant(name: str) -> str:
+    """What a variant changes: the settings of its phases that differ from the base's."""
+    variant = VARIANTS[name]
+    if variant.first is None:
+        return "no first phase"
+    pairs = zip(BASE.phases, variant.phases, strict=True)
+    first, second = ({"=".join(change) for change in differences(*pair).items()} for pair in pairs)
+    groups = {"both phases": first & second, "first": first - second, "second": second - first}
+    changes = [f"{phases}: {', '.join(sorted(settings))}" for phases, settings in groups.items() if settings]
+    return "; ".join(changes) or "what the others change"
 
 
 def search(

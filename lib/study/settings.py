@@ -51,6 +51,12 @@ def leaves(config: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + field.name, value
 
 
+def differences(config: object, other: object) -> dict[str, str]:
+    """The settings in which another configuration of the same kind differs, with its values, as texts say them."""
+    theirs = dict(leaves(other))
+    return {name: _text(theirs[name]) for name, value in leaves(config) if theirs[name] != value}
+
+
 def _changed(config: Config, settings: Mapping[str, str]) -> Config:
     """The configuration with some of its own fields, and fields of its parts, changed. Raises ValueError."""
     types, of_parts = get_type_hints(type(config)), defaultdict(dict)
@@ -84,3 +90,10 @@ def _parsed(text: str, expected: Any) -> Any:
             raise ValueError("expected a finite number")
         return number
     return text
+
+
+def _text(value: Any) -> str:
+    """What `_parsed` reads as this value."""
+    if isinstance(value, tuple):
+        return ",".join(map(_text, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

@@ -1,0 +1,1 @@
+"""Pages that show tracked recordings to people."""
