@@ -224,4 +224,4 @@ def test_the_workflow_runs_what_there_is():
     assert targets == ["smoke", "test", "report"]
     made = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(targets) <= set(made)
-    assert job["steps"][-1]["with"]["path"] == "results/report"
+    assert job["steps"][-1]["with"]["path"] == "results/smoke/report"
