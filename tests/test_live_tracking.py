@@ -39,7 +39,9 @@ from lib.study.live_tracking import (
     TARGETS,
     LiveStudy,
     answer,
+    missed_in_parts,
     readable,
+    worse_conditions,
     write_live_tables,
 )  # fmt: skip
 from lib.study.predictions import Predictions, TrackedSequence
@@ -281,11 +283,31 @@ def test_tables_and_the_answer(tmp_path, monkeypatch):
     assert verdicts.tolist() == ["missed", "met", "met", "not measured", "met", "met"]
     text = answer(tables[TARGETS])
     assert text.startswith("**Without labels, `full_temporal_loss` meets 4 of 6 targets. Met: visible")
-    assert "Missed: MPJPE above ground-truth crops (%) 50, target ≤ 15." in text
+    assert "Missed: MPJPE above ground-truth crops, all recordings (%) 50, target ≤ 15." in text
+    parts = missed_in_parts(tables[PROTOCOLS]).splitlines()
+    assert [part.partition("; ")[2] for part in parts] == [
+        f"{case} alone 50.0 [50.0, 50.0]." for case in ("hand_hand", "occlusion", "separate_hand")
+    ]
+    assert missed_in_parts(tables[PROTOCOLS].assign(value=14.0)).startswith("Each protocol alone meets")
     shown = readable(tables[HARDER], "full_temporal_loss", ["tracked_percent", "recovery_median_s"])
     assert shown.loc[AS_RENDERED].tolist() == ["98.3 [98.3, 98.3]", "-"]
     figure = conditions_figure(tables[HARDER])
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == cases[:-1]
+
+
+def test_what_is_worse_than_as_rendered_is_listed(tmp_path, monkeypatch):
+    monkeypatch.setattr("lib.study.results.ROOT", tmp_path)
+    study, slow = a_study("1" * 60), "twice as fast"
+    far = a_run("0" * 30 + "1" * 30, error_mm=5.0, about=SequenceName("hand_hand/user_44/recording_00", "hand_hand"))
+    worse = replace(study, runs={**study.runs, slow: (far,)})
+    none, text = (
+        worse_conditions(write_live_tables("tiny", {"full_temporal_loss": one})[HARDER]) for one in (study, worse)
+    )
+    assert none == "Under no condition is a metric worse than its interval as rendered."
+    lines = text.splitlines()
+    assert len(lines) == 2, "tracked less and worse, but not lost"
+    assert lines[0].endswith(f"as rendered 100.0 [100.0, 100.0]: {slow} 75.0 [75.0, 75.0].")
+    assert "MPJPE, self-tracked (mm); as rendered 3.0 [3.0, 3.0]" in lines[1]
 
 
 def test_tables_of_another_processor_are_kept_if_made_from_the_same(tmp_path, monkeypatch):
