@@ -33,7 +33,7 @@ PARTS = {
 """The pages of the book besides the front page, in its order. What they link to comes along."""
 FRONT_PAGE = Path("README.md")
 VIEWER = "hands.html"
-"""The hands in 3D, in the folder of results: copied, and linked from the front page, if it is there."""
+"""The hands in 3D, in the folder report of a profile's results: kept, and linked from the front page."""
 SETTINGS = {
     "project": "The UmeTrack study",
     "html_title": "The UmeTrack study",
