@@ -124,7 +124,7 @@ def test_play_and_step(page):
 
 def test_it_plays_by_itself_unless_motion_is_unwelcome(open_page, page_file):
     page = open_page(page_file, reduced_motion="no-preference")
-    page.get_by_role("button", name="Pause").wait_for()
+    expect(page.get_by_role("button", name="Pause")).to_be_visible()
 
 
 def test_recording_method_and_frame_change_what_is_drawn(page):
@@ -189,7 +189,7 @@ def test_everything_can_be_done_by_keyboard(page):
     page.keyboard.press(",")
     assert frame(page) == 0
     page.keyboard.press("Space")
-    page.get_by_role("button", name="Pause").wait_for()
+    expect(page.get_by_role("button", name="Pause")).to_be_visible()
 
 
 def test_mouse_and_wheel_turn_and_zoom(page):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from lib.errors import InputError
 from lib.files import fingerprint, read_json, write_atomically
 
+_User = TypeVar("_User")
 Split = Literal["train", "test"]
 FOLDER_OF_SPLIT: dict[Split, str] = {"train": "training", "test": "testing"}
 VALIDATION_SHARE = 0.1
@@ -48,6 +49,11 @@ def training_files(folder: Path, form: str) -> dict[str, str]:
     return files
 
 
+def validation_users(users: Sequence[_User]) -> Sequence[_User]:
+    """The last of the training users, who are held out: a tenth of them, at least one."""
+    return users[-max(1, round(VALIDATION_SHARE * len(users))) :]
+
+
 def split_users(folder: Path, files: Mapping[str, str]) -> tuple[list[Path], list[Path]]:
     """The sequences to train on, and those of validation users, who are a tenth of the users (at least one).
 
@@ -61,7 +67,7 @@ def split_users(folder: Path, files: Mapping[str, str]) -> tuple[list[Path], lis
         if not kept:
             raise InputError(f"{folder} holds one sequence, {stems[0].name}: expected two, one of which is held out")
         return stems[:kept], stems[kept:]
-    held_out = users[-max(1, round(VALIDATION_SHARE * len(users))) :]
+    held_out = validation_users(users)
     return (
         [stem for stem in stems if stem.parent.name not in held_out],
         [stem for stem in stems if stem.parent.name in held_out],

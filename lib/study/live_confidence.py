@@ -19,16 +19,17 @@ from torch import Tensor
 from lib.checkpoints import load_network
 from lib.errors import InputError
 from lib.files import read_json, sha256_of
-from lib.hands import HANDS, HandModel, PosedHands, for_hand
+from lib.hands import HANDS, PosedHands, for_hand
 from lib.live.confidence import CLOSE_M, Confidence, confidence_path, signs
 from lib.live.crops import PreparedHand, crop_hands
+from lib.live.engines import torch_engine
 from lib.machines import commit, in_processes
-from lib.network import TemporalState, UmeTrack
+from lib.network import TemporalState
 from lib.recordings import Recording, read_recording
 from lib.rendered.dataset import PROFILES, SEED, SequenceKey, write_sequences
-from lib.rendered.index import VALIDATION_SHARE
+from lib.rendered.index import validation_users
 from lib.rendered.motion import Protocol
-from lib.tracking import advance, prepare_for_inference
+from lib.tracking import prepare_for_inference
 
 MOTIONS: tuple[Protocol, ...] = ("separate_hand", "hand_hand", "occlusion", "pinch")
 RECORDINGS_PER_USER = 4
@@ -70,8 +71,7 @@ def validation_keys(profile: str) -> list[SequenceKey]:
     """Recordings of the users that are held out of training, all motions in turn."""
     if profile not in PROFILES:
         raise InputError(f"no profile {profile!r}: there are {', '.join(PROFILES)}")
-    users = list(PROFILES[profile].users("train"))
-    held_out = users[-max(1, round(VALIDATION_SHARE * len(users))) :]
+    held_out = validation_users(list(PROFILES[profile].users("train")))
     return [
         SequenceKey("test", user, MOTIONS[(turn + place) % len(MOTIONS)], FIRST_INDEX + turn, PROFILES[profile].frames)
         for turn in range(RECORDINGS_PER_USER)
@@ -82,8 +82,9 @@ def validation_keys(profile: str) -> list[SequenceKey]:
 @torch.inference_mode()
 def judged_predictions(weights: Path, video: Path) -> tuple[Float[Tensor, "hands signs"], Float[Tensor, "hands"]]:
     """What the predictions of a recording are judged by, and their errors (m): of all times that it is tracked."""
-    recording, network = read_recording(video), prepare_for_inference(load_network(weights))
-    model, prepared = recording.hand_model, PreparedHand.of(recording.hand_model)
+    recording, predict = read_recording(video), torch_engine(prepare_for_inference(load_network(weights)))
+    model = recording.hand_model
+    prepared, skeleton = PreparedHand.of(model), model.to("cpu", torch.float32)
     wandering = [
         wandering_hands(recording, far, along, np.random.default_rng([SEED, FIRST_INDEX, time]))
         for time, (far, along) in enumerate(zip(WANDERING_M, (False, True) * 2, strict=True))
@@ -97,18 +98,13 @@ def judged_predictions(weights: Path, video: Path) -> tuple[Float[Tensor, "hands
             if not len(tracked):
                 states[time] = TemporalState.untracked(HANDS)
                 continue
-            extracted = network.extract(crops)
-            features, states[time] = advance(network, extracted, crops, tracked, states[time])
-            landmarks = _landmarks(network, features, crops, model)
-            seen.append(signs(extracted, crops, landmarks - posed.landmarks()[tracked]))
+            output = predict(crops, tracked, skeleton, states[time])
+            states[time] = output.after
+            wrists = for_hand(output.known.world_from_wrist.double(), tracked)
+            landmarks = model.landmarks(output.known.joint_angles.double(), wrists)
+            seen.append(signs(output.extracted, crops, landmarks - posed.landmarks()[tracked]))
             errors.append((landmarks - true[tracked]).norm(dim=-1).mean(dim=-1))
     return torch.cat(seen), torch.cat(errors)
-
-
-def _landmarks(network: UmeTrack, features: Tensor, crops, model: HandModel) -> Float[Tensor, "tracked 21 3"]:
-    predicted = network.known(features, crops, model.to("cpu", torch.float32))
-    wrists = for_hand(predicted.world_from_wrist.double(), crops.hand)
-    return model.landmarks(predicted.joint_angles.double(), wrists)
 
 
 def wandering_hands(recording: Recording, far: float, along: bool, generator: np.random.Generator) -> list[PosedHands]:

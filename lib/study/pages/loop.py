@@ -36,8 +36,6 @@ _BACKGROUND, _CAMERA_GREY = 24, (150, 150, 150)
 _SUBPIXEL_BITS, _OVERSAMPLING = 4, 2
 _SWING = 0.35
 """How far the viewpoint in space turns to either side in the course of the recording (rad)."""
-_FRUSTUM_DEPTH = 0.04
-"""Of the drawn cameras (m)."""
 Mesh = tuple[Float[Tensor, "vertices 3"], Int[Tensor, "triangles 3"], str]
 """Vertices (m, world), triangles wound outwards, and a colour, "#RRGGBB"."""
 
@@ -90,7 +88,7 @@ def _tracked_pictures(
 
 def pictures_of(recording: Recording, tracks: Tracks) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
     """Every frame: `VIEWS` upright with the tracked meshes, and the meshes and cameras in space. RGB."""
-    stage, pyramids = stage_from_world(recording, tracks.poses), frusta(recording, _FRUSTUM_DEPTH)
+    stage, pyramids = stage_from_world(recording, tracks.poses), frusta(recording)
     for frame, images in enumerate(recording.images()):
         cameras = recording.cameras(frame)
         meshes = [

@@ -13,6 +13,8 @@ from lib.transforms import homogeneous, invert
 
 _TOWARDS_HEADSET = 0.35
 """Where the origin lies between the middle of the hands (0) and that of the cameras (1)."""
+_FRUSTUM_DEPTH = 0.04
+"""Of the drawn cameras (m)."""
 
 
 def stage_from_world(recording: Recording, poses: HandPoses) -> Float[Tensor, "4 4"]:
@@ -27,13 +29,13 @@ def stage_from_world(recording: Recording, poses: HandPoses) -> Float[Tensor, "4
     return invert(homogeneous(rotation, torch.lerp(hands, headset, _TOWARDS_HEADSET)))
 
 
-def frusta(recording: Recording, depth: float) -> Float[Tensor, "cameras 5 3"]:
-    """The tip of each camera's view and four corners `depth` (m) before it, in camera axes.
+def frusta(recording: Recording) -> Float[Tensor, "cameras 5 3"]:
+    """The tip of each camera's view and four corners `_FRUSTUM_DEPTH` before it, in camera axes.
 
     They enclose the middle half of the picture: what a fisheye sees at its border is no pyramid.
     """
     camera = recording.cameras(0).camera
     corners = torch.tensor([[0.25, 0.25], [0.75, 0.25], [0.75, 0.75], [0.25, 0.75]], dtype=torch.float64)
     rays = camera[:, None].unproject(corners * (camera.size_px - 1)[:, None])
-    ends = depth * rays / rays[..., 2:]
+    ends = _FRUSTUM_DEPTH * rays / rays[..., 2:]
     return torch.cat((torch.zeros_like(ends[:, :1]), ends), dim=1)

@@ -49,8 +49,6 @@ METHODS = {TEMPORAL: "End-to-end network", BASELINE: "Multi-stage baseline"}
 _SHEET_FRAMES = 120
 """Crops of so many frames share a picture: no side of a WebP picture has more than 16,383 pixels."""
 _WEBP_QUALITY = 70
-_FRUSTUM_DEPTH = 0.04
-"""Of the drawn cameras (m)."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ def _recording_to_json(shown: TrackedRecording, hands: list[dict]) -> dict:
         "frames": len(recording),
         "framesPerSecond": recording.frames_per_second,
         "cameras": packed((stage @ recording.world_from_camera)[..., :3, :]),
-        "frusta": packed(frusta(recording, _FRUSTUM_DEPTH)),
+        "frusta": packed(frusta(recording)),
         "crops": _crops_to_json(recording, first, stage),
         "truth": None if truth is None else _poses_to_json(truth, stage, hands),
         "methods": [
