@@ -18,6 +18,7 @@ from lib.files import MM
 from lib.formats.hand_files import hand_to_json
 from lib.hands import HandModel
 from lib.network import NetworkConfig, UmeTrack
+from lib.recordings import Recording, read_recording
 from lib.rendered.shape import generic_hand
 from lib.tracking import Tracker
 from lib.transforms import homogeneous, quaternion_rotation
@@ -191,6 +192,15 @@ def tiny_network(seed: int = 0, **changes) -> UmeTrack:
 @pytest.fixture(scope="session")
 def tiny_tracker() -> Tracker:
     return Tracker(tiny_network())
+
+
+def still_recording(folder: Path, frames: int) -> Recording:
+    """A tiny recording of hands that stand still; pictures are as bright as their camera's number."""
+    tiny = tiny_recording(frames)
+    tiny.images[:] = np.arange(4, dtype=np.uint8)[:, None, None]
+    for name in ("joint_angles", "wrist_transforms"):
+        tiny.labels[name] = tiny.labels[name][:1] * frames
+    return read_recording(tiny.write(folder))
 
 
 @pytest.fixture

@@ -5,17 +5,16 @@ import json
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
-from conftest import tiny_recording
+from conftest import still_recording
 from test_live import SURE, world_of
 
 from lib.formats.tracked_files import write_tracks
 from lib.live.events import updated
 from lib.live.recordings import StreamTracker
 from lib.live.tracker import LiveTracker
-from lib.recordings import Recording, read_recording
+from lib.recordings import Recording
 from lib.tracking import Pinch, Tracks, read_tracks
 
 FRAMES = 12
@@ -43,11 +42,7 @@ def test_a_pinch_begins_and_ends_in_the_frame_that_shows_it(frames, expected):
 
 @pytest.fixture
 def recording(tmp_path) -> Recording:
-    tiny = tiny_recording(FRAMES)
-    tiny.images[:] = np.arange(4, dtype=np.uint8)[:, None, None]
-    for name in ("joint_angles", "wrist_transforms"):
-        tiny.labels[name] = tiny.labels[name][:1] * FRAMES
-    return read_recording(tiny.write(tmp_path))
+    return still_recording(tmp_path, FRAMES)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from conftest import tiny_recording
+from conftest import still_recording
 from test_live import SURE, World, world_of
 
 from lib.cli import main
@@ -16,7 +16,7 @@ from lib.errors import InputError
 from lib.live.realtime import WARM_UP, RealTime, ahead
 from lib.live.recordings import StreamTracker
 from lib.live.tracker import LiveTracker
-from lib.recordings import Recording, read_recording
+from lib.recordings import Recording
 
 FRAMES, RATE = 26, 32.0
 
@@ -37,12 +37,7 @@ class Clock:
 
 @pytest.fixture
 def recording(tmp_path) -> Recording:
-    """Two hands that stand still; pictures are as bright as their camera's number."""
-    tiny = tiny_recording(FRAMES)
-    tiny.images[:] = np.arange(4, dtype=np.uint8)[:, None, None]
-    for name in ("joint_angles", "wrist_transforms"):
-        tiny.labels[name] = tiny.labels[name][:1] * FRAMES
-    return replace(read_recording(tiny.write(tmp_path)), frames_per_second=RATE)
+    return replace(still_recording(tmp_path, FRAMES), frames_per_second=RATE)
 
 
 def played(recording: Recording, work: dict[int, float], otherwise: float) -> RealTime:
